@@ -1,0 +1,259 @@
+"""The planner: lays the examples of one global batch into rows of one fixed shape.
+
+One description serves four layouts. A row is ``[prompt Tp | response_0 Tr | ... | response_{K-1} Tr]``
+(:class:`jaxpref.batch.Layout`):
+
+=============== ======================= ============================================================
+layout          regions                 a row holds
+=============== ======================= ============================================================
+padded          Tp = 0, one response    one prompt + response
+packed          Tp = 0, one response    as many (prompt + response) as fit
+shared          Tp > 0, K responses     one prompt and its K responses
+packed+shared   Tp > 0, K responses     as many prompts, each with its K responses, as fit
+=============== ======================= ============================================================
+
+In the shared layouts the prompt region holds ``prompt[:-1]`` and each response region ``prompt[-1:] + response[:-1]``, so
+that every target is scored inside its own region. Reward heads read the last response token itself: with ``final`` it is
+fed to the model as well, as one more position without a target.
+
+The plan is a pure function of the examples' tokens: every process computes the same one.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from jaxpref.batch import Batch, Examples, Layout, Rows
+from jaxpref.errors import ConfigError, DataError
+
+LAYOUTS = ("padded", "packed", "shared", "packed+shared")
+NOWHERE = np.int32(2**31 - 1)  # an index outside every batch: gathered as zero
+
+
+class StreamShape(NamedTuple):
+    """Fixed shape of one data stream's examples: how many a batch holds, responses of each, longest prompt and response."""
+
+    examples: int
+    responses: int
+    prompt: int
+    response: int
+    sides: tuple[str, ...] = ()
+
+
+class BatchShape(NamedTuple):
+    """Everything static about a batch: one compile serves every batch of this shape.
+
+    Attributes:
+        layout: regions of a row.
+        rows: rows of a micro-batch.
+        micro_batches: the most micro-batches that any batch of these streams can need.
+        streams: shape of each stream's examples.
+        packed: whether a row may hold several examples.
+        final: whether the last response token is fed to the model.
+    """
+
+    layout: Layout
+    rows: int
+    micro_batches: int
+    streams: dict[str, StreamShape]
+    packed: bool
+    final: bool
+
+
+def batch_shape(
+    streams: Mapping[str, StreamShape],
+    *,
+    layout: str = "padded",
+    rows: int = 0,
+    length: int = 0,
+    prompt_length: int = 0,
+    response_length: int = 0,
+    tokens: int = 0,
+    final: bool = False,
+    multiple_of: int = 1,
+) -> BatchShape:
+    """Chooses the regions, the rows of a micro-batch, and the bound on micro-batches.
+
+    Args:
+        streams: shape of each stream's examples.
+        layout: one of ``LAYOUTS``.
+        rows: rows of a micro-batch; 0 means one micro-batch for the longest possible batch, or, when ``tokens`` says how
+            many tokens a typical batch has, for a typical batch of a packed layout (a longer one takes a second).
+        length: tokens of a packed row (packed only); 0 means four times the longest sequence.
+        prompt_length, response_length: region sizes (packed+shared only); 0 means four times the longest part.
+        final: feed the last response token too (reward heads).
+        multiple_of: the rows are divided over this many devices.
+
+    Raises:
+        ConfigError: unknown layout, a row that the longest example does not fit, or rows that do not divide.
+    """
+    if layout not in LAYOUTS:
+        raise ConfigError(f"batch.layout is {layout!r}; expected one of {', '.join(LAYOUTS)}.")
+    packed, shared = layout.startswith("packed"), layout.endswith("shared")
+    prompt = max(s.prompt for s in streams.values())
+    response = max(s.response for s in streams.values()) + final
+    if shared:
+        needed, sizes = (prompt - 1, response), (prompt_length, response_length)
+        regions = [_region(n, size, packed, name) for n, size, name in zip(needed, sizes, ("prompt", "response"), strict=True)]
+        # A prompt of one token leaves the prompt region empty; one padding column keeps the layout recognisable.
+        row = Layout(max(regions[0], 1), max(s.responses for s in streams.values()), regions[1])
+        slots = min(size // max(n, 1) for n, size in zip(needed, row[::2], strict=True)) if packed else 1
+        total, segments = sum(s.examples for s in streams.values()), {1}
+    else:
+        row = Layout(0, 1, _region(prompt + response - 1, length, packed, "row"))
+        slots = row.response // (prompt + response - 1) if packed else 1
+        total, segments = sum(s.examples * s.responses for s in streams.values()), {s.responses for s in streams.values()}
+    largest = max(segments)
+    if not rows:
+        wanted = max(tokens * 1.1 / row.length, largest / slots) if packed and tokens else total / slots
+        rows = math.ceil(wanted / multiple_of) * multiple_of
+    if rows % multiple_of:
+        raise ConfigError(f"batch.rows is {rows}, which {multiple_of} data-parallel devices cannot divide; use a multiple of {multiple_of}.")
+    if rows * slots < largest:
+        raise ConfigError(f"batch.rows is {rows}, but one example needs {largest} rows of layout {layout!r}; use at least {largest}.")
+    # First fit refuses an example only when fewer slots are free than it has segments, a slot being the longest segment.
+    filled = rows * slots // largest * largest if len(segments) == 1 else rows * slots - largest + 1
+    return BatchShape(row, rows, math.ceil(total / filled), dict(streams), packed, final)
+
+
+def _region(needed: int, size: int, packed: bool, name: str) -> int:
+    if not size:
+        return needed * (4 if packed else 1)
+    if not packed:
+        raise ConfigError(f"the size of the {name} region is {size}, but only packed layouts choose it; leave it 0.")
+    if size < needed:
+        raise ConfigError(f"the {name} region holds {size} tokens, but the longest example needs {needed}; raise it or lower config.length.")
+    return size
+
+
+def plan(streams: Mapping[str, Sequence[Any]], shape: BatchShape) -> Batch:
+    """Lays examples (``jaxpref.data.Tokenized``) into rows, first fit decreasing.
+
+    All responses of an example lie in one micro-batch, so that separable objectives need one pass.
+
+    Args:
+        streams: for each stream of ``shape``, at most ``shape.streams[name].examples`` examples.
+
+    Returns:
+        A :class:`jaxpref.batch.Batch` of numpy arrays; ``examples[name].where`` is False for missing examples.
+
+    Raises:
+        DataError: an example is longer than the shape allows or lacks a side input.
+    """
+    layout, size = shape.layout, (shape.micro_batches, shape.rows, shape.layout.length)
+    rows = Rows(*(np.zeros(size, np.int32) for _ in Rows._fields))
+    examples = {name: _empty_examples(stream) for name, stream in shape.streams.items()}
+    entries = [(name, n, example) for name in shape.streams for n, example in enumerate(streams[name])]
+    for name, _, example in entries:
+        _check(example, name, shape.streams[name])
+    footprints = [_footprint(example, shape) for _, _, example in entries]
+    used = np.zeros((shape.micro_batches, shape.rows, 1 + layout.responses), np.int64)
+    segments = np.zeros((shape.micro_batches, shape.rows), np.int32)
+    count = 1
+    for entry in sorted(range(len(entries)), key=lambda i: -int(footprints[i].sum())):
+        name, n, example = entries[entry]
+        micro, places = _place(footprints[entry], used, shape)
+        count = max(count, micro + 1)
+        _write(rows, examples[name], n, example, micro, places, used, segments, shape)
+        examples[name].micro[n], examples[name].where[n] = micro, True
+        for key in shape.streams[name].sides:
+            examples[name].side[key][n] = example.side[key]
+    return Batch(rows, np.int32(count), examples)
+
+
+def _empty_examples(stream: StreamShape) -> Examples:
+    shape = (stream.examples, stream.responses, stream.response)
+    return Examples(
+        index=np.full(shape, NOWHERE, np.int32),
+        mask=np.zeros(shape, bool),
+        last=np.full(shape[:2], NOWHERE, np.int32),
+        micro=np.zeros(shape[:1], np.int32),
+        where=np.zeros(shape[:1], bool),
+        side={key: np.zeros(shape[:1], np.float32) for key in stream.sides},
+    )
+
+
+def _check(example: Any, name: str, stream: StreamShape) -> None:
+    longest = max(len(response) for response in example.responses)
+    if len(example.responses) != stream.responses:
+        raise DataError(f"{example.origin}: {len(example.responses)} responses in stream {name!r}; expected {stream.responses}.")
+    if not 1 <= len(example.prompt) <= stream.prompt or longest > stream.response:
+        raise DataError(
+            f"{example.origin}: prompt of {len(example.prompt)} and response of {longest} tokens in stream {name!r}; "
+            f"expected 1 to {stream.prompt} and at most {stream.response}."
+        )
+    for key in stream.sides:
+        if key not in example.side:
+            raise DataError(f"{example.origin}: field {key!r} is missing; other rows of stream {name!r} have it.")
+
+
+def _footprint(example: Any, shape: BatchShape) -> np.ndarray:
+    """Tokens that the example takes: of (prompt region, each response region) when shared, else of each response's segment."""
+    sizes = np.array([len(response) for response in example.responses])
+    if shape.layout.shared:
+        unused = [0] * (shape.layout.responses - len(sizes))
+        return np.array([len(example.prompt) - 1, *np.where(sizes > 0, sizes + shape.final, 0), *unused])
+    return np.where(sizes > 0, len(example.prompt) - 1 + sizes + shape.final, 0)
+
+
+def _place(footprint: np.ndarray, used: np.ndarray, shape: BatchShape) -> tuple[int, list[int]]:
+    """First micro-batch with room for the whole example, and the row of each of its segments; books the room in ``used``."""
+    layout = shape.layout
+    for micro in range(shape.micro_batches):
+        if layout.shared:
+            capacity = np.array([layout.prompt, *[layout.response] * layout.responses])
+            fits = np.all(used[micro] + footprint <= capacity, axis=-1) & (shape.packed | (used[micro].sum(-1) == 0))
+            if fits.any():
+                return micro, [int(np.argmax(fits))]
+            continue
+        load, places = used[micro, :, 1].copy(), []
+        for tokens in footprint:
+            fits = (load + tokens <= layout.response) & (shape.packed | (load == 0))
+            if not fits.any():
+                break
+            places.append(int(np.argmax(fits)))
+            load[places[-1]] += tokens
+        if len(places) == len(footprint):
+            return micro, places
+    raise AssertionError("the bound on micro-batches is too small")  # excluded by the argument in batch_shape
+
+
+def _write(rows, examples, n, example, micro, places, used, segments, shape) -> None:
+    layout, prompt = shape.layout, np.asarray(example.prompt)
+
+    def put(row: int, region: int, start: int, tokens, targets, first_position: int, segment: int) -> int:
+        at = start + used[micro, row, region]
+        place = (micro, row, slice(at, at + len(tokens)))
+        rows.tokens[place], rows.targets[place], rows.segments[place] = tokens, targets, segment
+        rows.positions[place] = first_position + np.arange(len(tokens))
+        used[micro, row, region] += len(tokens)
+        return (micro * shape.rows + row) * layout.length + at
+
+    if layout.shared:
+        row = places[0]
+        segments[micro, row] += 1
+        put(row, 0, 0, prompt[:-1], prompt[1:], 0, segments[micro, row])
+    for k, response in enumerate(np.asarray(r) for r in example.responses):
+        if not len(response):
+            continue
+        if layout.shared:
+            head, region, start = prompt[-1:], 1 + k, layout.prompt + k * layout.response
+        else:
+            head, region, start, row = prompt, 1, 0, places[k]
+            segments[micro, row] += 1
+        tokens = np.concatenate([head, response if shape.final else response[:-1]])
+        targets = np.concatenate([head[1:], response, [0] * shape.final])
+        at = put(row, region, start, tokens, targets, len(prompt) - len(head), segments[micro, row])
+        first = at + len(head) - 1
+        examples.index[n, k, : len(response)] = first + np.arange(len(response))
+        examples.mask[n, k, : len(response)] = example.masks[k]
+        if shape.final:
+            examples.last[n, k] = first + len(response)
+
+
+def padding_share(batch: Batch, shape: BatchShape) -> float:
+    """Share of the computed token positions that hold no token, over the micro-batches that hold anything."""
+    segments = batch.rows.segments[: int(batch.count)]
+    return float(np.mean(segments == 0))
