@@ -1,0 +1,169 @@
+"""The engine: from a batch to the exact gradient of any objective, whatever the layout and the number of micro-batches.
+
+    records -> batch -> channels (per-token values) -> loss -> update
+
+The forward turns rows into channels; one gather turns channels into example order; the objective sees only that. Three
+ways to the same gradient:
+
+* one micro-batch: plain ``value_and_grad``;
+* several, separable objective: one pass, each micro-batch scored alone against the global denominators;
+* several, coupled objective (an example's gradient depends on other examples): two passes. The first keeps channels
+  only; the objective's cotangents on them then drive one vector-Jacobian product per micro-batch. One extra forward, exact.
+
+The number of micro-batches that hold anything is dynamic (a ``fori_loop``), so one compile serves every batch of a shape.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxpref.batch import Batch, Examples, gather, gather_last
+from jaxpref.data.layouts import NOWHERE
+from jaxpref.models import replicate
+
+Channels = dict[str, jax.Array]
+Forward = Callable[[Any, Any], Channels]  # (params, Rows [R, T]) -> {channel: [R, T, ...]}
+
+
+class Evaluation(NamedTuple):
+    """What one evaluation of the objective gives: the loss, metrics as global (sum, count), and the objective's new state."""
+
+    loss: jax.Array
+    metrics: dict[str, tuple[jax.Array, jax.Array]]
+    state: Any
+
+
+def read(channels: Channels, examples: Examples, needs: frozenset[str], term: str) -> dict[str, jax.Array]:
+    """Brings the channels that a term needs into example order; ``score`` is read at each response's last token.
+
+    A channel that travels with the examples (cached reference log-probs) is taken from there.
+    """
+    outputs = {}
+    for need in needs:
+        if need in examples.side:
+            outputs[need] = jax.lax.stop_gradient(jnp.where(examples.mask, examples.side[need], 0))
+        elif need == "score":
+            outputs[need] = gather_last(channels[f"score/{term}"], examples)
+        else:
+            outputs[need] = gather(channels[need], examples)
+    return outputs
+
+
+def channel_names(objective: Any, cached: frozenset[str] = frozenset()) -> frozenset[str]:
+    """Names of the channels that the forward must compute for the terms of an objective."""
+    return frozenset(
+        f"score/{name}" if need == "score" else need
+        for name, term in objective.terms.items()
+        for need in term.needs - cached
+    )
+
+
+def evaluate(objective, channels: Channels, examples: dict[str, Examples], denominators, state, key, step) -> Evaluation:
+    """Evaluates the objective on channels ``[M, R, T, ...]``."""
+    channels = {name: replicate(values) for name, values in channels.items()}
+    outputs = {
+        name: read(channels, examples[term.stream], term.needs, name) for name, term in objective.terms.items()
+    }
+    return Evaluation(*objective.loss(outputs, examples, denominators, state, key, step))
+
+
+def all_channels(forward: Forward, params, batch: Batch) -> Channels:
+    """Channels ``[M, R, T, ...]`` of a global batch, micro-batch by micro-batch; zero for those that hold nothing."""
+
+    def keep(micro, channels):
+        values = forward(params, _micro(batch.rows, micro))
+        return {name: channels[name].at[micro].set(values[name]) for name in values}
+
+    shapes = jax.eval_shape(lambda: forward(params, _micro(batch.rows, 0)))
+    micro_batches = batch.rows.tokens.shape[0]
+    channels = {name: jnp.zeros((micro_batches, *s.shape), s.dtype) for name, s in shapes.items()}
+    return jax.lax.fori_loop(0, batch.count, keep, channels)
+
+
+def gradient(objective, forward: Forward, params, batch: Batch, state, key, step) -> tuple[Evaluation, Any]:
+    """Gradient of the objective on a global batch with respect to ``params``.
+
+    Args:
+        objective: ``jaxpref.objectives.Total``.
+        forward: computes the channels of one micro-batch.
+        params: tree to differentiate; ``forward`` closes over whatever is frozen.
+        batch: rows ``[M, R, T]`` of which the first ``count`` micro-batches hold anything.
+        state, key, step: the objective's running state, a key for this step, and the step's number (for schedules).
+
+    Returns:
+        ``(Evaluation, gradients)``; gradients have at least float32 precision.
+    """
+    denominators = objective.denominators(batch.examples)
+    scored = (objective, forward, params, batch, denominators, state, key, step)
+    if batch.rows.tokens.shape[0] == 1:
+        return _single(*scored)
+    return _two_pass(*scored) if objective.coupled else _one_pass(*scored)
+
+
+def _single(objective, forward, params, batch, denominators, state, key, step):
+    def loss(params):
+        channels = {name: values[None] for name, values in forward(params, _micro(batch.rows, 0)).items()}
+        result = evaluate(objective, channels, batch.examples, denominators, state, key, step)
+        return result.loss, result
+
+    gradients, result = jax.grad(loss, has_aux=True)(params)
+    return result, jax.tree.map(_widen, gradients)
+
+
+def _one_pass(objective, forward, params, batch, denominators, state, key, step):
+    def loss(params, micro):
+        channels = {name: values[None] for name, values in forward(params, _micro(batch.rows, micro)).items()}
+        examples = {name: _only(stream, micro, batch.rows) for name, stream in batch.examples.items()}
+        result = evaluate(objective, channels, examples, denominators, state, key, step)
+        return result.loss, (result.loss, result.metrics)
+
+    def score(micro):
+        gradients, values = jax.grad(loss, has_aux=True)(params, micro)
+        return values, jax.tree.map(_widen, gradients)
+
+    zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(score, 0))
+    (value, metrics), gradients = jax.lax.fori_loop(
+        0, batch.count, lambda micro, total: jax.tree.map(jnp.add, total, score(micro)), zeros
+    )
+    return Evaluation(value, metrics, state), gradients
+
+
+def _two_pass(objective, forward, params, batch, denominators, state, key, step):
+    channels = all_channels(forward, params, batch)
+
+    def loss(channels):
+        result = evaluate(objective, channels, batch.examples, denominators, state, key, step)
+        return result.loss, result
+
+    cotangents, result = jax.grad(loss, has_aux=True)(channels)
+
+    def accumulate(micro, total):
+        _, pull = jax.vjp(lambda params: forward(params, _micro(batch.rows, micro)), params)
+        (gradients,) = pull({name: values[micro] for name, values in cotangents.items()})
+        return jax.tree.map(lambda a, b: a + _widen(b), total, gradients)
+
+    zeros = jax.tree.map(lambda p: jnp.zeros_like(_widen(p)), params)
+    return result, jax.lax.fori_loop(0, batch.count, accumulate, zeros)
+
+
+def _micro(rows, micro):
+    return jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, micro, keepdims=False), rows)
+
+
+def _only(examples: Examples, micro, rows) -> Examples:
+    """The examples as one micro-batch sees them: the others are not there."""
+    here = examples.where & (examples.micro == micro)
+    mask = examples.mask & here[:, None, None]
+    first = micro * rows.tokens[0].size
+    return examples._replace(
+        index=jnp.where(mask, examples.index - first, NOWHERE),
+        mask=mask,
+        last=jnp.where(here[:, None] & (examples.last != NOWHERE), examples.last - first, NOWHERE),
+        where=here,
+    )
+
+
+def _widen(x: jax.Array) -> jax.Array:
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))

@@ -1,0 +1,107 @@
+"""Reference log-probs on disk, keyed by content.
+
+An entry belongs to one (prompt, response, mask) scored by one set of parameters in one compute dtype, token by token.
+Nothing else enters the key, so entries are shared between runs, losses, layouts and seeds; a change of the length rule,
+the template, the tokenizer or the model changes the tokens or the digest, and misses.
+"""
+
+import hashlib
+import io
+import uuid
+from collections.abc import Iterable, Mapping, Sequence
+
+import numpy as np
+from etils import epath
+
+from jaxpref.batch import Batch
+from jaxpref.data.layouts import BatchShape
+from jaxpref.errors import CheckpointError
+
+CHANNEL = "ref_logps"
+
+
+def content_key(prompt: np.ndarray, response: np.ndarray, mask: np.ndarray) -> str:
+    """Digest of the tokens that are read and of those that are scored."""
+    parts = [np.asarray(prompt, "<i4").tobytes(), np.asarray(response, "<i4").tobytes(), np.asarray(mask, "?").tobytes()]
+    return hashlib.sha256(b"".join(len(part).to_bytes(8, "little") + part for part in parts)).hexdigest()
+
+
+def keys_of(example) -> list[str]:
+    """Content keys of all responses of an example."""
+    return [content_key(example.prompt, r, m) for r, m in zip(example.responses, example.masks, strict=True)]
+
+
+class ReferenceCache:
+    """A directory of immutable part files; safe under concurrent writers, who can only add parts."""
+
+    def __init__(self, directory: str, *, parameters: str, dtype: str):
+        self.directory = epath.Path(directory) / f"{parameters}-{dtype}"
+        self._entries: dict[str, np.ndarray] = {}
+        if self.directory.exists():
+            for part in sorted(self.directory.glob("part-*.npz")):
+                self._entries.update(_read_part(part))
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def missing(self, examples: Iterable) -> list:
+        """The examples that have an uncached response, each content once."""
+        seen: set[str] = set()
+        absent = []
+        for example in examples:
+            fresh = {key for key in keys_of(example) if key not in self._entries} - seen
+            if fresh:
+                absent.append(example)
+                seen |= fresh
+        return absent
+
+    def add(self, entries: Mapping[str, np.ndarray], *, write: bool = True) -> None:
+        """Remembers entries and, with ``write``, adds them to the directory as one part."""
+        self._entries.update(entries)
+        if not (entries and write):
+            return
+        self.directory.mkdir(parents=True, exist_ok=True)
+        part = self.directory / f"part-{uuid.uuid4().hex}.npz"
+        unfinished = part.with_suffix(".tmp")
+        unfinished.write_bytes(_pack(entries))
+        unfinished.rename(part)
+
+    def attach(self, batch: Batch, streams: Mapping[str, Sequence], shape: BatchShape) -> Batch:
+        """Adds the cached log-probs of a planned batch as side input ``ref_logps`` ``[N, K, L]``; a missing one raises."""
+        examples = dict(batch.examples)
+        for name, stream in shape.streams.items():
+            values = np.zeros((stream.examples, stream.responses, stream.response), np.float32)
+            for n, example in enumerate(streams[name]):
+                for k, key in enumerate(keys_of(example)):
+                    values[n, k, : len(example.responses[k])] = self[key, example.origin]
+            examples[name] = examples[name]._replace(side=examples[name].side | {CHANNEL: values})
+        return batch._replace(examples=examples)
+
+    def __getitem__(self, key_and_origin: tuple[str, str]) -> np.ndarray:
+        key, origin = key_and_origin
+        if key not in self._entries:
+            raise CheckpointError(f"{origin}: no reference log-probs in {self.directory}; they were computed for other tokens.")
+        return self._entries[key]
+
+
+def _pack(entries: Mapping[str, np.ndarray]) -> bytes:
+    buffer = io.BytesIO()
+    values = list(entries.values())
+    np.savez(
+        buffer,
+        keys=np.array(list(entries)),
+        sizes=np.array([len(v) for v in values], np.int64),
+        values=np.concatenate(values).astype(np.float32),
+    )
+    return buffer.getvalue()
+
+
+def _read_part(part: epath.Path) -> dict[str, np.ndarray]:
+    try:
+        with np.load(io.BytesIO(part.read_bytes()), allow_pickle=False) as stored:
+            keys, sizes, values = stored["keys"], stored["sizes"], stored["values"]
+    except Exception as error:
+        raise CheckpointError(f"{part} is not a readable part of a reference cache ({error}); delete it, it is recomputed.") from error
+    if sizes.sum() != len(values) or len(sizes) != len(keys) or not np.isfinite(values).all():
+        raise CheckpointError(f"{part} holds unfilled or non-finite log-probs; delete it, it is recomputed.")
+    return dict(zip(keys.tolist(), np.split(values, np.cumsum(sizes)[:-1]), strict=True))

@@ -1,0 +1,146 @@
+"""The train state, and the jitted step that moves it."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxpref import models
+from jaxpref.batch import Batch, Layout
+from jaxpref.training import engine
+
+
+class TrainState(NamedTuple):
+    """Everything that a step changes, as one checkpointed tree.
+
+    Attributes:
+        step: number of finished steps.
+        params: ``{"model": ..., "heads": {term: ...}}``.
+        optimizer: optax state of the trainable leaves.
+        objective: running state of each term.
+        average: exponential moving average of the trainable leaves, or an empty tuple.
+    """
+
+    step: jax.Array
+    params: Any
+    optimizer: Any
+    objective: Any
+    average: Any
+
+
+def partition(tree, mask) -> tuple[Any, Any]:
+    """Splits a tree of parameters into (trainable, frozen) trees that hold None where the other has the leaf."""
+    return (
+        jax.tree.map(lambda leaf, keep: leaf if keep else None, tree, mask),
+        jax.tree.map(lambda leaf, keep: None if keep else leaf, tree, mask),
+    )
+
+
+def merge(trainable, frozen):
+    """Undoes :func:`partition`."""
+    return jax.tree.map(
+        lambda a, b: b if a is None else a, trainable, frozen, is_leaf=lambda leaf: leaf is None
+    )
+
+
+def create(params, mask, optimizer: optax.GradientTransformation, objective_state, *, average: bool) -> TrainState:
+    """A fresh state at step 0."""
+    trainable, _ = partition(params, mask)
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=params,
+        optimizer=optimizer.init(trainable),
+        objective=objective_state,
+        average=jax.tree.map(jnp.copy, trainable) if average else (),
+    )
+
+
+def make_forward(model, layout: Layout, needs: frozenset[str], reference) -> Callable:
+    """The forward of one micro-batch: ``(params, rows) -> channels``; ``reference`` is a tree of parameters or None."""
+    return lambda params, rows: models.channels(model, params, rows, layout, needs, reference=reference)
+
+
+def make_step(model, objective, optimizer, mask, layout: Layout, *, cached=frozenset(), decay: float = 0.0) -> Callable:
+    """Builds the train step ``(state, reference, key, batch) -> (state, metrics)``, a pure function to be jitted.
+
+    Args:
+        model: ``jaxpref.models.Transformer``.
+        objective: ``jaxpref.objectives.Total``.
+        optimizer: optax transformation of the trainable leaves.
+        mask: tree of bools over ``params``: which leaves are trained. Frozen leaves get no gradient at all.
+        layout: static regions of a row.
+        cached: names of channels that travel with the examples.
+        decay: of the moving average of the parameters; 0 keeps none.
+
+    The step's key is ``fold_in(key, step)``, so that a resumed run draws what the uninterrupted one would have drawn.
+    Metrics are global ``(sum, count)`` pairs.
+    """
+    needs = engine.channel_names(objective, cached)
+
+    def step(state: TrainState, reference, key, batch: Batch):
+        forward = make_forward(model, layout, needs, reference)
+        trainable, frozen = partition(state.params, mask)
+        result, gradients = engine.gradient(
+            objective,
+            lambda params, rows: forward(merge(params, frozen), rows),
+            trainable,
+            batch,
+            state.objective,
+            jax.random.fold_in(key, state.step),
+            state.step,
+        )
+        updates, moments = optimizer.update(gradients, state.optimizer, trainable)
+        updated = optax.apply_updates(trainable, updates)
+        average = state.average
+        if decay:
+            average = jax.tree.map(lambda a, b: decay * a + (1 - decay) * b.astype(a.dtype), average, updated)
+        metrics = result.metrics | _norms(gradients, updates) | _token_counts(batch)
+        return TrainState(state.step + 1, merge(updated, frozen), moments, result.state, average), metrics
+
+    return step
+
+
+def make_evaluation(model, objective, layout: Layout, *, cached=frozenset()) -> Callable:
+    """Builds ``(params, objective_state, reference, key, step, batch) -> (outputs, metrics)`` without gradients.
+
+    ``outputs`` are the example-order channels of each term, for per-example evaluation.
+    """
+    needs = engine.channel_names(objective, cached)
+
+    def evaluation(params, objective_state, reference, key, step, batch: Batch):
+        forward = make_forward(model, layout, needs, reference)
+        channels = engine.all_channels(forward, params, batch)
+        denominators = objective.denominators(batch.examples)
+        result = engine.evaluate(objective, channels, batch.examples, denominators, objective_state, key, step)
+        outputs = {
+            name: engine.read(channels, batch.examples[term.stream], term.needs, name)
+            for name, term in objective.terms.items()
+        }
+        return outputs, result.metrics
+
+    return evaluation
+
+
+def _norms(gradients, updates):
+    one = jnp.ones(())
+    return {"gradient_norm": (_norm(gradients), one), "update_norm": (_norm(updates), one)}
+
+
+def _norm(tree):
+    """Global norm in float32, which bf16 sums would not be."""
+    return jnp.sqrt(sum(jnp.sum(jnp.square(x.astype(jnp.promote_types(x.dtype, jnp.float32)))) for x in jax.tree.leaves(tree)))
+
+
+def _token_counts(batch: Batch):
+    """Tokens that the model read, tokens that were scored, and the share of computed positions that held nothing."""
+    read = jnp.sum(batch.rows.segments > 0)
+    computed = batch.count * batch.rows.tokens[0].size
+    scored = sum(jnp.sum(examples.mask) for examples in batch.examples.values())
+    one = jnp.ones((), jnp.float32)
+    return {
+        "tokens/read": (read.astype(jnp.float32), one),
+        "tokens/scored": (scored.astype(jnp.float32), one),
+        "tokens/padding_share": ((computed - read).astype(jnp.float32), computed.astype(jnp.float32)),
+    }

@@ -1,0 +1,150 @@
+"""The planner: every example is laid out whole, once, in every layout."""
+
+from typing import NamedTuple
+
+import hypothesis.strategies as st
+import numpy as np
+import pytest
+from hypothesis import given
+
+from jaxpref.data import layouts
+from jaxpref.errors import ConfigError, DataError
+
+MAX_PROMPT, MAX_RESPONSE = 9, 7
+
+
+class Example(NamedTuple):
+    prompt: np.ndarray
+    responses: tuple
+    masks: tuple
+    side: dict
+    origin: str = "rows.jsonl:1"
+
+
+@st.composite
+def examples(draw, responses=2, most=9):
+    rng = np.random.default_rng(draw(st.integers(0, 2**32)))
+    made = []
+    for _ in range(draw(st.integers(1, most))):
+        answers = tuple(rng.integers(1, 50, rng.integers(0, MAX_RESPONSE + 1)) for _ in range(responses))
+        masks = tuple(rng.random(len(a)) < 0.8 for a in answers)
+        made.append(Example(rng.integers(1, 50, rng.integers(1, MAX_PROMPT + 1)), answers, masks, {"margin": rng.random()}))
+    return made
+
+
+def shape_of(layout, rows, final, streams=None, **sizes):
+    pairs = layouts.StreamShape(9, 2, MAX_PROMPT, MAX_RESPONSE, ("margin",))
+    return layouts.batch_shape(streams or {"pairs": pairs}, layout=layout, rows=rows, final=final, **sizes)
+
+
+def read_back(batch, n, k, stream="pairs"):
+    """The sequence that the model sees for one response, rebuilt from rows alone: (prompt + response tokens, targets)."""
+    found = batch.examples[stream]
+    rows = [np.asarray(field).reshape(-1) for field in batch.rows]
+    tokens, targets, positions, segments = rows
+    length = batch.rows.tokens.shape[-1]
+    scored = found.index[n, k][found.index[n, k] != layouts.NOWHERE]
+    row = scored[0] // length
+    inside = slice(row * length, (row + 1) * length)
+    mine = np.flatnonzero(segments[inside] == segments[scored[0]]) + row * length
+    before = [i for i in mine if positions[i] < positions[scored[0]]]
+    return tokens[before].tolist() + tokens[scored].tolist(), targets[scored].tolist(), positions[scored].tolist()
+
+
+@pytest.mark.parametrize("layout", layouts.LAYOUTS)
+@given(made=examples(), rows=st.sampled_from([0, 2, 3]), final=st.booleans())
+def test_every_example_is_laid_out_whole(layout, made, rows, final):
+    batch = layouts.plan({"pairs": made}, shape_of(layout, rows, final))
+    found = batch.examples["pairs"]
+    assert found.where.sum() == len(made)
+    for n, example in enumerate(made):
+        for k, response in enumerate(example.responses):
+            np.testing.assert_array_equal(found.mask[n, k, : len(response)], example.masks[k])
+            assert not found.mask[n, k, len(response) :].any()
+            if not len(response):
+                continue
+            seen, targets, positions = read_back(batch, n, k)
+            assert targets == response.tolist()
+            assert seen == [*example.prompt, *response[:-1]]
+            assert positions == list(range(len(example.prompt) - 1, len(example.prompt) + len(response) - 1))
+            if final:
+                assert batch.rows.tokens.reshape(-1)[found.last[n, k]] == response[-1]
+            assert found.index[n, k, 0] // batch.rows.tokens[0].size == found.micro[n] < batch.count
+
+
+@pytest.mark.parametrize("layout", layouts.LAYOUTS)
+@given(made=examples())
+def test_trap_49_every_token_is_laid_out_exactly_once(layout, made):
+    batch = layouts.plan({"pairs": made}, shape_of(layout, 2, False))
+    filled = int((batch.rows.segments > 0).sum())
+    sizes = [(len(e.prompt), [len(r) for r in e.responses]) for e in made]
+    if layout.endswith("shared"):
+        expected = sum(p - 1 + sum(rs) for p, rs in sizes)
+    else:
+        expected = sum(p - 1 + r for p, rs in sizes for r in rs if r)
+    assert filled == expected
+
+
+@given(made=examples())
+def test_streams_with_different_numbers_of_responses_share_rows(made):
+    streams = {
+        "pairs": layouts.StreamShape(9, 2, MAX_PROMPT, MAX_RESPONSE),
+        "demonstrations": layouts.StreamShape(9, 1, MAX_PROMPT, MAX_RESPONSE),
+    }
+    singles = [e._replace(responses=e.responses[:1], masks=e.masks[:1]) for e in made]
+    for layout in layouts.LAYOUTS:
+        batch = layouts.plan({"pairs": made, "demonstrations": singles}, shape_of(layout, 4, False, streams))
+        for n, example in enumerate(made):
+            if len(example.responses[0]):
+                assert read_back(batch, n, 0) == read_back(batch, n, 0, "demonstrations")
+
+
+def test_the_plan_is_deterministic_and_of_fixed_shape():
+    made = [Example(np.arange(1, 5), (np.arange(3), np.arange(2)), (np.ones(3, bool), np.ones(2, bool)), {"margin": 1.0})]
+    shape = shape_of("packed", 2, False)
+    one, other = layouts.plan({"pairs": made}, shape), layouts.plan({"pairs": made * 9}, shape)
+    assert [x.shape for x in one.rows] == [x.shape for x in other.rows]
+    np.testing.assert_array_equal(other.rows.tokens, layouts.plan({"pairs": made * 9}, shape).rows.tokens)
+
+
+def test_packing_pads_less():
+    rng = np.random.default_rng(0)
+    made = []
+    for _ in range(9):
+        answers = tuple(rng.integers(1, 50, rng.integers(1, MAX_RESPONSE + 1)) for _ in range(2))
+        masks = tuple(np.ones(len(a), bool) for a in answers)
+        made.append(Example(rng.integers(1, 50, rng.integers(1, MAX_PROMPT + 1)), answers, masks, {"margin": 0.0}))
+    shapes = {
+        "padded": shape_of("padded", 4, False),
+        "packed": shape_of("packed", 4, False, length=20),
+        "shared": shape_of("shared", 2, False),
+        "packed+shared": shape_of("packed+shared", 2, False, prompt_length=16, response_length=14),
+    }
+    share = {name: layouts.padding_share(layouts.plan({"pairs": made}, shape), shape) for name, shape in shapes.items()}
+    assert share["packed"] < share["padded"]
+    assert share["packed+shared"] < share["shared"]
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ({"layout": "stacked"}, "batch.layout is 'stacked'"),
+        ({"layout": "packed", "length": 5}, "the row region holds 5 tokens, but the longest example needs 15"),
+        ({"layout": "packed+shared", "response_length": 3}, "the response region holds 3 tokens"),
+        ({"layout": "padded", "length": 64}, "only packed layouts choose it"),
+        ({"layout": "padded", "rows": 1}, "one example needs 2 rows"),
+        ({"layout": "padded", "rows": 3, "multiple_of": 2}, "use a multiple of 2"),
+    ],
+)
+def test_impossible_shapes_are_config_errors(arguments, message):
+    with pytest.raises(ConfigError, match=message):
+        layouts.batch_shape({"pairs": layouts.StreamShape(4, 2, MAX_PROMPT, MAX_RESPONSE)}, **arguments)
+
+
+def test_an_example_that_breaks_the_shape_is_named():
+    shape = shape_of("padded", 2, False)
+    long = Example(np.ones(10), (np.ones(1), np.ones(1)), (np.ones(1, bool),) * 2, {"margin": 0.0}, "pairs.jsonl:7")
+    with pytest.raises(DataError, match="pairs.jsonl:7: prompt of 10"):
+        layouts.plan({"pairs": [long]}, shape)
+    with pytest.raises(DataError, match="field 'margin' is missing"):
+        layouts.plan({"pairs": [long._replace(prompt=np.ones(2), side={})]}, shape)
