@@ -1,0 +1,1 @@
+"""Losses on single responses with a binary label."""

@@ -1,0 +1,50 @@
+"""Every case of every vector, in float64 and in float32: values, parts and gradients."""
+
+import json
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+import adapters  # noqa: E402
+
+VECTORS = Path(__file__).parent / "vectors"
+TEXT = ("note", "layout", "grad_note")
+CASES = [
+    pytest.param(path.stem, case, id=f"{path.stem}-{number}")
+    for path in sorted(VECTORS.glob("*.json"))
+    for number, case in enumerate(json.loads(path.read_text())["cases"])
+]
+
+
+def compare(actual, expected, rtol, path=""):
+    for name, value in expected.items():
+        if name in TEXT:
+            continue
+        if isinstance(value, dict):
+            compare(actual[name], value, rtol, f"{path}{name}.")
+            continue
+        value = np.asarray(value, float)
+        # Entries near zero beside large ones are held to the array's own scale.
+        scale = np.max(np.abs(value[np.isfinite(value)]), initial=0)
+        np.testing.assert_allclose(
+            np.asarray(actual[name], float), value, rtol=rtol, atol=1e-3 * rtol * scale, err_msg=f"{path}{name}"
+        )
+
+
+@pytest.mark.parametrize(("precision", "rtol"), [("float64", 1e-6), ("float32", 1e-4)])
+@pytest.mark.parametrize(("name", "case"), CASES)
+def test_vector(name, case, precision, rtol):
+    with jax.enable_x64(precision == "float64"):
+        outputs = adapters.evaluate(name, case["inputs"], case["params"])
+        for leaf in jax.tree.leaves(outputs):
+            assert leaf.dtype in (precision, "bool", "int32", "int64")
+        compare(outputs, case["expected"], rtol)
+
+
+def test_every_supported_vector_has_its_file():
+    assert {path.stem for path in VECTORS.glob("*.json")} == set(adapters.SUPPORTED)
