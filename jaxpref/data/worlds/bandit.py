@@ -75,6 +75,10 @@ class Bandit:
         """All prompts, ``"state 0: "`` and so on: the same in every split."""
         return [f"state {state}: " for state in range(self.states)]
 
+    def phrases(self) -> list[str]:
+        """What a word-level tokenizer makes one token of: the prompts and the letters; see :mod:`.words`."""
+        return self.prompts() + self.responses()
+
     def responses(self) -> list[str]:
         """The arms' letters, in the order of the tables' columns."""
         return list(LETTERS[: self.arms])

@@ -78,6 +78,13 @@ def prompts(split: str) -> list[str]:
     raise DataError(f"World '{NAME}' knows no split named '{split}'; choose one of {', '.join(SPLIT_SIZES)}.")
 
 
+def phrases() -> list[str]:
+    """What a word-level tokenizer makes one token of, with the spaces where they stand; see :mod:`.words`."""
+    names = [f"{critic} on " for critic in CRITICS] + [f"{name}: " for name in THINGS]
+    modifiers = [f"{modifier} " for modifier in MODIFIERS if modifier]
+    return names + modifiers + [f"{word} " for word in VALENCES] + sorted(_ASPECTS) + [", ", " but ", "."]
+
+
 def records(
     kind: str,
     *,
