@@ -31,8 +31,8 @@ def choice(allowed: Iterable[str], **parameters: str) -> None:
 
 def _check(parameters: dict[str, Any], inside: Callable[[float], bool], domain: str) -> None:
     for name, value in parameters.items():
-        if np.ndim(value):
-            raise ValueError(f"{name} has shape {np.shape(value)}, but must be a scalar; map over values with jax.vmap.")
+        if np.ndim(value) > 0:
+            raise ValueError(f"{name} has shape {np.shape(value)}, but must be a scalar (jax.vmap maps over values).")
         try:
             number = float(value)
         except jax.errors.ConcretizationTypeError:

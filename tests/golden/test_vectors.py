@@ -1,16 +1,13 @@
 """Every case of every vector, in float64 and in float32: values, parts and gradients."""
 
 import json
-import sys
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parent))
-
-import adapters  # noqa: E402
+from tests.golden import adapters
 
 VECTORS = Path(__file__).parent / "vectors"
 TEXT = ("note", "layout", "grad_note")

@@ -65,7 +65,7 @@ def cdpo_loss(
 
     See *A note on DPO with noisy preferences & relationship to IPO* (https://ericmitchell.ai/cdpo.pdf).
 
-    Variant: a convex mixture that scales nothing else; the unbiased estimator, divided by 1 - 2 epsilon, is *robust DPO*.
+    Variant: a convex mixture that scales nothing else; the unbiased estimator is *robust DPO*, another loss.
 
     Args:
         chosen_logps, rejected_logps: ``[B]``, summed log-probabilities of the responses under the policy.

@@ -1,0 +1,100 @@
+"""What the arguments of a loss mean: argument name -> the channels it needs and how it is read.
+
+A loss is bound to a batch by the names of its arguments: a new one needs nothing here unless it reads something new.
+Of a pair, response 0 is the chosen and response 1 the rejected one; of an unpaired example, response 0 is its own and
+response 1 the mismatched one (another example's response under this example's prompt).
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxpref.batch import Examples, lengths
+
+
+class View(NamedTuple):
+    """What a reader sees: the channels in example order, the examples, and the rows ``[N]`` that count."""
+
+    outputs: dict[str, jax.Array]
+    examples: Examples
+    valid: jax.Array
+
+
+class Input(NamedTuple):
+    """One argument of a loss.
+
+    Attributes:
+        read: reads it from a :class:`View`.
+        axes: its axes, of N examples and L tokens.
+        needs: channels that it reads.
+        side: the column of side inputs that it reads, if any.
+        dtype: float or bool.
+    """
+
+    read: Callable[[View], jax.Array]
+    axes: str = "N"
+    needs: frozenset[str] = frozenset()
+    side: str | None = None
+    dtype: Any = float
+
+
+def _sums(channel: str, response: int) -> Input:
+    return Input(lambda view: jnp.sum(view.outputs[channel][:, response], axis=-1), needs=frozenset({channel}))
+
+
+def _tokens(channel: str, response: int) -> Input:
+    return Input(lambda view: view.outputs[channel][:, response], axes="NL", needs=frozenset({channel}))
+
+
+def _score(response: int) -> Input:
+    return Input(lambda view: view.outputs["score"][:, response], needs=frozenset({"score"}))
+
+
+def _length(response: int) -> Input:
+    return Input(lambda view: lengths(view.examples)[:, response])
+
+
+def _mask(response: int) -> Input:
+    return Input(lambda view: view.examples.mask[:, response], axes="NL", dtype=bool)
+
+
+def _side(column: str, dtype: Any = float) -> Input:
+    return Input(lambda view: view.examples.side[column].astype(jnp.result_type(dtype)), side=column, dtype=dtype)
+
+
+TABLE: dict[str, Input] = {
+    "chosen_logps": _sums("logps", 0),
+    "rejected_logps": _sums("logps", 1),
+    "ref_chosen_logps": _sums("ref_logps", 0),
+    "ref_rejected_logps": _sums("ref_logps", 1),
+    "chosen_lengths": _length(0),
+    "rejected_lengths": _length(1),
+    "chosen_rewards": _score(0),
+    "rejected_rewards": _score(1),
+    "logps": _sums("logps", 0),
+    "ref_logps": _sums("ref_logps", 0),
+    "lengths": _length(0),
+    "kl_logps": _sums("logps", 1),
+    "kl_ref_logps": _sums("ref_logps", 1),
+    "kl_where": Input(lambda view: view.valid & (lengths(view.examples)[:, 1] > 0), dtype=bool),
+    "where": Input(lambda view: view.valid, dtype=bool),
+    "token_logps": _tokens("logps", 0),
+    "mask": _mask(0),
+    "labels": _side("label", bool),
+    "margin": _side("margin"),
+    "target_prob": _side("target_prob"),
+}
+
+
+def read(name: str, view: View) -> jax.Array:
+    """Reads one argument; rows that do not count hold zeros, so that nothing in them reaches value or gradient."""
+    value = TABLE[name].read(view)
+    return jnp.where(view.valid.reshape(-1, *(1,) * (value.ndim - 1)), value, jnp.zeros_like(value))
+
+
+def dummy(name: str) -> jax.ShapeDtypeStruct:
+    """Shape and type of an argument for two examples of three tokens."""
+    sizes = {"N": 2, "L": 3}
+    return jax.ShapeDtypeStruct(tuple(sizes[axis] for axis in TABLE[name].axes), jnp.result_type(TABLE[name].dtype))

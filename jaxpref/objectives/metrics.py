@@ -1,0 +1,105 @@
+"""Metrics of a term as global (sum, count) pairs, which add over micro-batches, batches and devices."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxpref.batch import lengths
+from jaxpref.losses import scores
+from jaxpref.objectives.inputs import View
+from jaxpref.objectives.registry import FEEDBACK, Method
+
+Metrics = dict[str, tuple[jax.Array, jax.Array]]
+SIDES = ("chosen", "rejected")
+
+
+def collect(
+    method: Method, view: View, arrays: dict[str, jax.Array], hyperparameters: dict[str, Any], aux: Any
+) -> Metrics:
+    """Everything worth logging about a term but its loss.
+
+    Rewards are the implicit ones of the loss: scale x log-ratio (per token where the loss is reference-free and reads
+    lengths), or a reward head's scores. ``accuracy`` compares rewards, ``ranking_accuracy`` raw log-probabilities, both
+    strictly. ``displacement`` is the shift of summed log-probabilities against the reference; ``kl_estimate`` half the
+    squared token log-ratio summed over a response, which is zero only where policy and reference agree.
+    """
+    count = jnp.sum(view.valid)
+    metrics = _by_response(method, view)
+    if method.feedback == "pairs":
+        metrics |= _pairs(method, arrays, hyperparameters, view.valid)
+    if method.feedback == "unpaired":
+        metrics |= _unpaired(method, arrays, hyperparameters, view.valid)
+    for field, value in aux._asdict().items() if aux is not None else ():
+        pair = (value, 1) if value.ndim == 0 else (_sum(value, view.valid), count)
+        metrics[method.aux_metrics.get(field, field)] = pair
+    return {name: (jax.lax.stop_gradient(s), jnp.asarray(n, jnp.result_type(s))) for name, (s, n) in metrics.items()}
+
+
+def _sum(values: jax.Array, where: jax.Array) -> jax.Array:
+    return jnp.sum(jnp.where(where, values, 0), dtype=jnp.result_type(float))
+
+
+def _by_response(method: Method, view: View) -> Metrics:
+    """Lengths, empty responses, and what the token channels say about each response."""
+    where, tokens = view.valid, lengths(view.examples)
+    count = jnp.sum(where)
+    empty = view.examples.where & ~where
+    metrics = {"dropped_empty": (jnp.sum(empty, dtype=tokens.dtype), jnp.sum(view.examples.where))}
+    names = SIDES if method.feedback == "pairs" else ("response",)
+    logps, ref_logps = view.outputs.get("logps"), view.outputs.get("ref_logps")
+    for response, name in enumerate(names):
+        metrics[f"length_{name}"] = _sum(tokens[:, response], where), count
+        if logps is not None:
+            total = jnp.sum(logps[:, response], axis=-1)
+            metrics[f"logps_{name}"] = _sum(total, where), count
+            metrics[f"token_logps_{name}"] = _sum(total, where), _sum(tokens[:, response], where)
+        if ref_logps is not None:
+            shift = logps[:, response] - ref_logps[:, response]
+            metrics[f"displacement_{name}"] = _sum(jnp.sum(shift, axis=-1), where), count
+    if ref_logps is not None:
+        read = list(FEEDBACK[method.feedback])
+        squares = jnp.sum((logps[:, read] - ref_logps[:, read]) ** 2, axis=(1, 2)) / 2
+        metrics["kl_estimate"] = _sum(squares, where), len(read) * count
+    return metrics
+
+
+def rewards(method: Method, arrays: dict[str, jax.Array], hyperparameters: dict[str, Any], side: str) -> jax.Array:
+    """Rewards ``[N]`` of one side of the pairs; ``side`` is empty for unpaired examples."""
+    name = f"{side}_" if side else ""
+    if f"{name}rewards" in arrays:
+        return arrays[f"{name}rewards"]
+    logps = arrays[f"{name}logps"]
+    if f"ref_{name}logps" in arrays and not hyperparameters.get("reference_free"):
+        logps = scores.log_ratio(logps, arrays[f"ref_{name}logps"])
+    elif f"{name}lengths" in arrays:
+        logps = scores.average(logps, arrays[f"{name}lengths"])
+    return hyperparameters.get(method.reward_scale, 1.0) * logps
+
+
+def _pairs(method: Method, arrays, hyperparameters, where) -> Metrics:
+    count = jnp.sum(where)
+    chosen, rejected = (rewards(method, arrays, hyperparameters, side) for side in SIDES)
+    metrics = {
+        "reward_chosen": (_sum(chosen, where), count),
+        "reward_rejected": (_sum(rejected, where), count),
+        "margin": (_sum(chosen - rejected, where), count),
+        "accuracy": (_sum(chosen > rejected, where), count),
+    }
+    if "chosen_rewards" in arrays:  # of a head: their spread shows a reward model that saturates
+        metrics["reward"] = _sum(chosen + rejected, where), 2 * count
+        metrics["reward_square"] = _sum(chosen**2 + rejected**2, where), 2 * count
+    else:
+        metrics["ranking_accuracy"] = _sum(arrays["chosen_logps"] > arrays["rejected_logps"], where), count
+    return metrics
+
+
+def _unpaired(method: Method, arrays, hyperparameters, where) -> Metrics:
+    values = rewards(method, arrays, hyperparameters, "")
+    good, bad = where & arrays["labels"], where & ~arrays["labels"]
+    return {
+        "reward_desirable": (_sum(values, good), jnp.sum(good)),
+        "reward_undesirable": (_sum(values, bad), jnp.sum(bad)),
+        "logps_desirable": (_sum(arrays["logps"], good), jnp.sum(good)),
+        "logps_undesirable": (_sum(arrays["logps"], bad), jnp.sum(bad)),
+    }

@@ -1,0 +1,271 @@
+"""From a config's terms to objectives: a loss bound to a batch, with its hyperparameters, heads and running state."""
+
+import zlib
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxpref.batch import Examples, lengths
+from jaxpref.errors import ConfigError
+from jaxpref.losses import domains
+from jaxpref.objectives import inputs, metrics, registry, schedules
+from jaxpref.objectives.naming import known
+
+HEAD_SCALE = 0.02  # standard deviation of a fresh head's entries
+
+
+class Objective(NamedTuple):
+    """A loss bound to a data stream: one term of a config.
+
+    Attributes:
+        name: of the term.
+        method: the registered name of its method.
+        stream: the data stream that it reads.
+        needs: channels of the forward: ``logps``, ``ref_logps``, ``score``, ...
+        init: ``(key, model) -> (parts, state)``: trainable heads and the running state, empty where there is none.
+        denominators: ``(examples) -> {"examples": n, "tokens": n}`` from data only, at least 1.
+        loss: ``(outputs, examples, denominators, state, key, step) -> (scalar, {metric: (sum, count)}, state)``.
+        coupled: whether an example's gradient depends on other examples.
+        weight: of the term in the total, a number or a Schedule.
+        at_reference: ``(examples) -> float``, the loss at step 0 when policy and reference are equal; None if unknown.
+        combine: how gradients of several objectives are combined, where a method says so.
+    """
+
+    name: str
+    method: str
+    stream: str
+    needs: frozenset[str]
+    init: Callable[[Any, Any], tuple[dict, Any]]
+    denominators: Callable[[Examples], dict[str, jax.Array]]
+    loss: Callable[..., tuple[jax.Array, metrics.Metrics, Any]]
+    coupled: bool
+    weight: Any
+    at_reference: Callable[[Examples], float] | None
+    combine: Callable[[Any], Any] | None = None
+
+
+class Total(NamedTuple):
+    """The weighted sum of a config's terms, each on its own data stream. This is what the engine calls.
+
+    Attributes:
+        terms: term name -> :class:`Objective`.
+    """
+
+    terms: dict[str, Objective]
+
+    @property
+    def coupled(self) -> bool:
+        return any(term.coupled for term in self.terms.values())
+
+    @property
+    def needs(self) -> dict[str, frozenset[str]]:
+        """Data stream -> channels that its terms read; a head's scores are named ``score/<term>``."""
+        needs: dict[str, frozenset[str]] = {}
+        for name, term in self.terms.items():
+            channels = {f"score/{name}" if need == "score" else need for need in term.needs}
+            needs[term.stream] = needs.get(term.stream, frozenset()) | channels
+        return needs
+
+    def init(self, key: jax.Array, model: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Fresh ``(heads, state)``: term name -> tree, for the terms that have one; no term depends on another."""
+        made = {name: term.init(_term_key(key, name), model) for name, term in self.terms.items()}
+        heads = {name: parts for name, (parts, _) in made.items() if parts}
+        return heads, {name: state for name, (_, state) in made.items() if jax.tree.leaves(state)}
+
+    def denominators(self, examples: dict[str, Examples]) -> dict[str, dict[str, jax.Array]]:
+        """Denominators of every term, from the data of the global batch only."""
+        return {name: term.denominators(examples[term.stream]) for name, term in self.terms.items()}
+
+    def loss(
+        self,
+        outputs: dict[str, dict[str, jax.Array]],
+        examples: dict[str, Examples],
+        denominators: dict[str, dict[str, jax.Array]],
+        state: dict[str, Any],
+        key: jax.Array,
+        step: jax.Array,
+    ) -> tuple[jax.Array, metrics.Metrics, dict[str, Any]]:
+        """The total and the metrics ``<metric>/<term>``.
+
+        Args:
+            outputs: term -> channel -> ``[N, K, L]`` (``[N, K]`` for ``score``), zero where masked.
+            examples: stream -> examples; ``where`` and ``mask`` may be restricted to a micro-batch if not ``coupled``.
+            denominators: of the global batch.
+            state: as :meth:`init` made it or the last call returned it.
+            key: of this step.
+            step: number of finished steps, for schedules.
+        """
+        total, collected, new_state = jnp.zeros((), jnp.result_type(float)), {}, {}
+        for name, term in self.terms.items():
+            term_key = None if key is None else _term_key(key, name)
+            value, term_metrics, term_state = term.loss(
+                outputs[name], examples[term.stream], denominators[name], state.get(name, {}), term_key, step
+            )
+            total += schedules.at(term.weight, step) * value
+            collected |= {f"{metric}/{name}": pair for metric, pair in term_metrics.items()}
+            if name in state:
+                new_state[name] = term_state
+        return total, collected, new_state
+
+    def closed_forms(self, examples: dict[str, Examples]) -> dict[str, float]:
+        """Terms whose loss is known at step 0 when policy and reference are equal -> that loss on this batch."""
+        return {n: t.at_reference(examples[t.stream]) for n, t in self.terms.items() if t.at_reference is not None}
+
+
+def total(config: Mapping[str, Any]) -> Total:
+    """The objective of a run from ``config.objectives``; see :func:`build`."""
+    return Total(build(config))
+
+
+def build(config: Mapping[str, Any]) -> dict[str, Objective]:
+    """Builds the terms of ``config.objectives``: term name -> the fields of ``objectives.config(...)``.
+
+    Raises:
+        ConfigError: no terms, an unknown objective or field, a missing field, a hyperparameter (or an end of its
+            schedule) outside its domain.
+    """
+    if not config:
+        raise ConfigError("config.objectives is empty; add a term, for example objectives.config('dpo').")
+    return {name: _build_term(name, dict(term)) for name, term in dict(config).items()}
+
+
+def _build_term(name: str, fields: dict[str, Any]) -> Objective:
+    place = f"config.objectives.{name}"
+    if "objective" not in fields:
+        raise ConfigError(f"{place} names no objective; make it with objectives.config(...), for example 'dpo'.")
+    method = registry.method(fields.pop("objective"))
+    defaults = method.defaults
+    missing = [field for field in ("data", "weight", *defaults) if field not in fields]
+    if missing:
+        raise ConfigError(
+            f"{place} is the objective {method.name!r} but lacks {', '.join(missing)}: an objective cannot be changed "
+            f"by its name alone; choose it by the config's argument (--config=X.py:{method.name}) or write "
+            f"objectives.config({method.name!r}) there."
+        )
+    for field in fields:
+        known(field, ("data", "weight", *defaults), f"{place} ({method.name}) has the field", ConfigError)
+    stream = fields.pop("data")
+    if not isinstance(stream, str) or not stream:
+        raise ConfigError(f"{place}.data is {stream!r}; expected the name of a data stream.")
+    values = {field: schedules.read(f"{place}.{field}", value) for field, value in fields.items()}
+    for field, value in values.items():
+        if isinstance(value, schedules.Schedule) and isinstance(defaults.get(field), bool | str):
+            raise ConfigError(f"{place}.{field} is a schedule; only numbers can move with the step.")
+    weight = values.pop("weight")
+    _check(place, method, weight, values)
+    return bind(name, method, stream, weight, values)
+
+
+def _check(place: str, method: registry.Method, weight: Any, hyperparameters: dict[str, Any]) -> None:
+    """Traces the loss on dummy arrays at both ends of every schedule, so that its own domain checks speak."""
+    arrays = {name: inputs.dummy(name) for name in method.arguments if name in inputs.TABLE}
+    if method.init_state is not None:
+        arrays["state"] = method.init_state(schedules.ends(hyperparameters)[0])
+    if "key" in method.arguments:
+        arrays["key"] = jax.random.key(0)
+    try:
+        for end in schedules.ends({"weight": weight}):
+            domains.nonnegative(**end)
+        for end in schedules.ends(hyperparameters):
+            jax.eval_shape(lambda arrays, end=end: method.loss(**arrays, **end), arrays)
+    except ValueError as error:
+        raise ConfigError(f"{place} ({method.name}): {error}") from error
+
+
+def bind(name: str, method: registry.Method, stream: str, weight: Any, hyperparameters: dict[str, Any]) -> Objective:
+    """Binds a method to a data stream; hyperparameters are numbers, names or Schedules."""
+    replaced, denominator = method.reduction(hyperparameters) if method.reduction else ({}, "examples")
+    reference_free = bool(hyperparameters.get("reference_free"))
+    needs = method.needs - {"ref_logps"} if reference_free else method.needs
+
+    def init(key, model):
+        parts = {}
+        if "score" in needs:
+            width = model.config.width
+            parts = {"kernel": HEAD_SCALE * jax.random.normal(key, (width, 1), model.param_dtype)}
+        return parts, method.init_state(schedules.ends(hyperparameters)[0]) if method.init_state else {}
+
+    def denominators(examples):
+        where = valid(method, examples)
+        counts = {"examples": jnp.sum(where), "tokens": jnp.sum(examples.mask[:, 0] & where[:, None])}
+        return {key: jnp.maximum(count.astype(jnp.result_type(float)), 1) for key, count in counts.items()}
+
+    def loss(outputs, examples, denominators, state, key, step):
+        now = {field: schedules.at(value, step) for field, value in hyperparameters.items()}
+        view = inputs.View(outputs, examples, valid(method, examples))
+        scored = view
+        if reference_free:
+            scored = view._replace(outputs=outputs | {"ref_logps": jnp.zeros_like(outputs["logps"])})
+        arrays = {argument: inputs.read(argument, scored) for argument in _present(name, method, examples)}
+        provided = {"state": state, "key": key}
+        provided = {argument: provided[argument] for argument in registry.PROVIDED if argument in method.arguments}
+        values, state, aux = _unpack(method, method.loss(**arrays, **provided, **(now | replaced)), state)
+        chex.assert_shape(values, view.valid.shape)
+        values = jnp.where(view.valid, values, 0)
+        if "weight" in examples.side:
+            values *= jnp.where(view.valid, examples.side["weight"], 0).astype(values.dtype)
+        value = jnp.sum(values)
+        counts = {"examples": jnp.sum(view.valid), "tokens": jnp.sum(examples.mask[:, 0] & view.valid[:, None])}
+        collected = metrics.collect(method, view, arrays, now, aux)
+        collected["loss"] = jax.lax.stop_gradient(value), counts[denominator].astype(value.dtype)
+        return value / denominators[denominator], collected, state
+
+    def at_reference(examples):
+        start = schedules.ends(hyperparameters)[0]
+        each = np.asarray(method.at_reference(start, examples.side), float)
+        where = np.asarray(valid(method, examples))
+        each = np.where(where, each * np.asarray(examples.side.get("weight", 1.0)), 0)
+        return float(np.sum(each) / np.asarray(denominators(examples)[denominator]))
+
+    has_closed_form = method.at_reference is not None and "ref_logps" in needs
+    return Objective(
+        name=name,
+        method=method.name,
+        stream=stream,
+        needs=needs,
+        init=init,
+        denominators=denominators,
+        loss=loss,
+        coupled=method.coupled,
+        weight=weight,
+        at_reference=at_reference if has_closed_form else None,
+    )
+
+
+def valid(method: registry.Method, examples: Examples) -> jax.Array:
+    """Rows ``[N]`` that count: not padding, and no response that the method reads is empty."""
+    return examples.where & jnp.all(lengths(examples)[:, list(registry.FEEDBACK[method.feedback])] > 0, axis=-1)
+
+
+def _present(term: str, method: registry.Method, examples: Examples) -> list[str]:
+    """Arguments that can be bound: all but optional side inputs that the data does not have."""
+    names = []
+    for argument, required in method.arguments.items():
+        side = inputs.TABLE[argument].side if argument in inputs.TABLE else None
+        if side is not None and side not in examples.side:
+            if required:
+                raise ConfigError(
+                    f"config.objectives.{term} ({method.name}) needs the side input {side!r}, which its data stream "
+                    f"lacks; set config.objectives.{term}.data to a stream of {method.feedback}."
+                )
+        elif argument in inputs.TABLE:
+            names.append(argument)
+    return names
+
+
+def _unpack(method: registry.Method, result: Any, state: Any) -> tuple[jax.Array, Any, Any]:
+    """Values, new state and aux of whatever a loss returns."""
+    if not isinstance(result, tuple):
+        return result, state, None
+    values, *rest = result
+    if method.init_state is not None:
+        state = rest.pop(0)
+    return values, state, rest[0] if rest else None
+
+
+def _term_key(key: jax.Array, name: str) -> jax.Array:
+    return jax.random.fold_in(key, zlib.crc32(name.encode()))

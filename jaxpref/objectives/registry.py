@@ -1,0 +1,172 @@
+"""The registry: every method that a config can name, and what is known about it."""
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+from ml_collections import ConfigDict
+
+from jaxpref.errors import ConfigError
+from jaxpref.objectives.inputs import TABLE
+from jaxpref.objectives.naming import known
+
+# Feedback type -> responses that an example must not lack. The default name of a data stream is its feedback type.
+FEEDBACK: dict[str, tuple[int, ...]] = {"demonstrations": (0,), "pairs": (0, 1), "unpaired": (0,)}
+# Arguments of a loss that the objective itself provides.
+PROVIDED = ("state", "key")
+TERM_FIELDS = ("objective", "data", "weight")
+
+
+class Method(NamedTuple):
+    """One method of the catalogue; see :func:`register`."""
+
+    name: str
+    loss: Callable
+    feedback: str
+    title: str
+    url: str
+    formula: str
+    disagreements: str
+    coupled: bool
+    reward_scale: str
+    at_reference: Callable[[Mapping[str, Any], Mapping[str, Any]], Any] | None
+    reduction: Callable[[Mapping[str, Any]], tuple[dict[str, Any], str]] | None
+    init_state: Callable[[Mapping[str, Any]], Any] | None
+    aux_metrics: dict[str, str]
+
+    @property
+    def arguments(self) -> dict[str, bool]:
+        """Arrays that the objective can bind: name -> whether the loss requires it."""
+        parameters = inspect.signature(self.loss).parameters.values()
+        arrays = [p for p in parameters if p.kind is not p.KEYWORD_ONLY]
+        return {p.name: p.default is p.empty for p in arrays if p.name in TABLE or p.default is p.empty}
+
+    @property
+    def defaults(self) -> dict[str, Any]:
+        """Hyperparameters and their defaults."""
+        parameters = inspect.signature(self.loss).parameters.values()
+        return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """Channels that the loss reads."""
+        return frozenset().union(*(TABLE[name].needs for name in self.arguments if name in TABLE))
+
+
+class Row(NamedTuple):
+    """A row of the catalogue, for printing."""
+
+    name: str
+    title: str
+    url: str
+    feedback: str
+    needs: tuple[str, ...]
+    defaults: dict[str, Any]
+    formula: str
+    coupled: bool
+    stateful: bool
+    disagreements: str
+
+
+METHODS: dict[str, Method] = {}
+
+
+def register(
+    name: str,
+    loss: Callable,
+    *,
+    feedback: str,
+    title: str,
+    url: str,
+    formula: str,
+    disagreements: str = "",
+    coupled: bool = False,
+    reward_scale: str = "beta",
+    at_reference: Callable[[Mapping[str, Any], Mapping[str, Any]], Any] | None = None,
+    reduction: Callable[[Mapping[str, Any]], tuple[dict[str, Any], str]] | None = None,
+    init_state: Callable[[Mapping[str, Any]], Any] | None = None,
+    aux_metrics: Mapping[str, str] | None = None,
+) -> None:
+    """Makes a loss available to configs under a name.
+
+    The loss's arrays are bound by their names (:mod:`jaxpref.objectives.inputs`), its keyword-only arguments are the
+    hyperparameters. Its values are summed over the examples that count and divided by their global number.
+
+    Args:
+        name: what a config calls it.
+        loss: a function of ``jaxpref.losses`` that returns ``[N]``, or ``(values, aux NamedTuple)``; a stateful one
+            takes ``state`` and returns ``(values, new_state)`` or ``(values, new_state, aux)``; one that draws takes
+            ``key``.
+        feedback: ``demonstrations``, ``pairs`` or ``unpaired``.
+        title, url: of the paper that defines the method.
+        formula: one line for the catalogue.
+        disagreements: where published code and papers disagree, and which of them this is.
+        coupled: whether an example's gradient depends on other examples.
+        reward_scale: hyperparameter that scales the logged implicit rewards, if the loss has it.
+        at_reference: ``(hyperparameters, side) -> value`` or ``[N]`` of the loss where policy and reference are equal;
+            None where it has no closed form.
+        reduction: ``hyperparameters -> (replaced hyperparameters, "examples" or "tokens")`` for a loss whose
+            batch-level form is a sum over examples divided by something else than their number.
+        init_state: ``hyperparameters -> state`` of a stateful loss.
+        aux_metrics: field of aux -> name of its metric, where that is not the field's own name.
+
+    Raises:
+        ValueError: the loss has a required array of unknown name, or is stateful without being coupled.
+    """
+    method = Method(
+        name, loss, feedback, title, url, formula, disagreements, coupled, reward_scale, at_reference, reduction,
+        init_state, dict(aux_metrics or {}),
+    )  # fmt: skip
+    if name in METHODS:
+        raise ValueError(f"objective {name!r} is registered twice.")
+    known(feedback, FEEDBACK, f"objective {name!r} has the feedback type", ValueError)
+    for argument in method.arguments:
+        known(argument, (*TABLE, *PROVIDED), f"objective {name!r}: its loss has the argument", ValueError)
+    if ("state" in method.arguments) != (init_state is not None):
+        raise ValueError(f"objective {name!r}: a loss with the argument 'state' needs init_state, and no other does.")
+    if init_state is not None and not coupled:
+        raise ValueError(f"objective {name!r} has a state, which sees the whole batch; register it with coupled=True.")
+    METHODS[name] = method
+
+
+def method(name: str) -> Method:
+    """The method of a name; ConfigError with the nearest name when there is none."""
+    known(name, METHODS, "config names the objective", ConfigError)
+    return METHODS[name]
+
+
+def config(name: str, **overrides: Any) -> ConfigDict:
+    """A term of ``config.objectives`` with every field filled in.
+
+    Args:
+        name: a method of :func:`catalogue`.
+        **overrides: ``data`` (the data stream, by default named after the feedback type), ``weight`` (1.0) and the
+            loss's hyperparameters. Weight and hyperparameters may be schedules.
+
+    Raises:
+        ConfigError: unknown objective or unknown field, with the nearest right name.
+    """
+    chosen = method(name)
+    fields = {"objective": name, "data": chosen.feedback, "weight": 1.0, **chosen.defaults}
+    for field in overrides:
+        known(field, list(fields)[1:], f"objectives.config({name!r}) was given the field", ConfigError)
+    return ConfigDict({**fields, **overrides})
+
+
+def catalogue() -> list[Row]:
+    """One row for every registered method, by name."""
+    return [
+        Row(
+            name=m.name,
+            title=m.title,
+            url=m.url,
+            feedback=m.feedback,
+            needs=tuple(sorted(m.needs)),
+            defaults=m.defaults,
+            formula=m.formula,
+            coupled=m.coupled,
+            stateful=m.init_state is not None,
+            disagreements=m.disagreements,
+        )
+        for _, m in sorted(METHODS.items())
+    ]

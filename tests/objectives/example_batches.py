@@ -1,0 +1,94 @@
+"""Batches in example order without a model: what an objective sees, for any registered method."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from jaxpref import objectives
+from jaxpref.batch import Examples
+from jaxpref.objectives import inputs, registry
+
+NAMES = [row.name for row in objectives.catalogue()]
+TOKENS = 5
+RESPONSES = {"demonstrations": 1, "pairs": 2, "unpaired": 2}
+
+
+def responses(name):
+    """Responses of an example that the method reads."""
+    return RESPONSES[registry.METHODS[name].feedback]
+
+
+def build(name, **overrides):
+    """The objective of one term with defaults but for the overrides."""
+    return objectives.build(ConfigDict({"term": objectives.config(name, **overrides)}))["term"]
+
+
+def batch(name, *, examples=6, padding=2, seed=0, needs=None):
+    """Random ``(outputs, examples)`` of which the last ``padding`` examples pad; labels are mixed, lengths ragged."""
+    rng = np.random.default_rng(seed)
+    method = registry.METHODS[name]
+    where = np.arange(examples) < examples - padding
+    sizes = rng.integers(1, TOKENS + 1, (examples, responses(name))) * where[:, None]
+    mask = np.arange(TOKENS) < sizes[..., None]
+    outputs = {}
+    for channel in sorted(method.needs if needs is None else needs):
+        if channel == "score":
+            outputs[channel] = rng.normal(size=(examples, responses(name))) * where[:, None]
+        else:
+            outputs[channel] = -rng.gamma(1.0, 1.0, mask.shape) * mask
+    side = {"weight": np.ones(examples)}
+    for argument in method.arguments:
+        column = inputs.TABLE[argument].side if argument in inputs.TABLE else None
+        if column is not None:
+            boolean = inputs.TABLE[argument].dtype is bool
+            side[column] = np.arange(examples) % 2 == 0 if boolean else rng.uniform(size=examples)
+    index = np.zeros(mask.shape, np.int32)
+    zeros = np.zeros(examples, np.int32)
+    made = Examples(index, mask, np.zeros(mask.shape[:2], np.int32), zeros, where, side)
+    return jax.tree.map(jnp.asarray, (outputs, made))
+
+
+def state_of(name, objective):
+    """A fresh running state; the methods of the catalogue make it from hyperparameters alone."""
+    return objective.init(jax.random.key(0), Model)[1]
+
+
+class Model:
+    """What an objective's ``init`` needs to know of a model."""
+
+    param_dtype = jnp.float32
+
+    class config:
+        width = 8
+
+
+def select(tree, rows):
+    """Takes examples out of ``(outputs, examples)`` by index."""
+    return jax.tree.map(lambda x: x[rows], tree)
+
+
+def restrict(examples, rows):
+    """The examples as one micro-batch sees them: the others are not there."""
+    where = examples.where & rows
+    return examples._replace(where=where, mask=examples.mask & where[:, None, None])
+
+
+def scored(objective):
+    """Jitted ``(outputs, examples, denominators, state) -> ((value, metrics, state), gradients of the outputs)``."""
+
+    def loss(outputs, examples, denominators, state, step):
+        value, metrics, state = objective.loss(outputs, examples, denominators, state, jax.random.key(1), step)
+        return value, (value, metrics, state)
+
+    @jax.jit
+    def run(outputs, examples, denominators, state, step=0):
+        gradients, result = jax.grad(loss, has_aux=True)(outputs, examples, denominators, state, step)
+        return result, gradients
+
+    return run
+
+
+def ratios(metrics):
+    """Metrics as numbers: sum / count."""
+    return {name: float(total) / float(count) for name, (total, count) in metrics.items() if float(count)}
