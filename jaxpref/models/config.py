@@ -19,6 +19,26 @@ REMATS = ("none", "dots", "full")
 ATTENTIONS = ("xla",)
 
 
+def _build(kind, values):
+    fields = {field.name: field for field in dataclasses.fields(kind)}
+    unknown = sorted(set(values) - set(fields))
+    missing = sorted(n for n, f in fields.items() if f.default is dataclasses.MISSING and n not in values)
+    if unknown or missing:
+        names = ", ".join(fields)
+        raise ModelError(f"a {kind.__name__} has no field {unknown} and lacks {missing}; its fields are {names}.")
+    return kind(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
+
+
+def _positive(name, value):
+    if not value > 0:
+        raise ModelError(f"{name} is {value}; expected a positive number.")
+
+
+def _choice(name, value, choices):
+    if value not in choices:
+        raise ModelError(f"{name} is {value!r}; expected one of {', '.join(choices)}.")
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Rope:
     """Rotary position embedding: dimension pair i turns by ``position * frequency_i``.
@@ -78,7 +98,7 @@ class ModelConfig:
         learned_positions: absolute positions are embedded and added to the tokens (GPT-2).
         rope: rotary positions, or None.
         local_rope: rotary positions of the local layers when they differ (Gemma 3), or None.
-        rotary_dim: how many of a head's dimensions are rotated, first ones first; None means all (GPT-NeoX rotates some).
+        rotary_dim: how many of a head's dimensions are rotated, the first ones; None means all (GPT-NeoX has some).
         window: a local layer sees positions ``i - window < j <= i``; None means no limit.
         local_layers: for each layer whether it is local; empty means all of them when ``window`` is set, else none.
         norm: 'rms' or 'layer' (LayerNorm).
@@ -154,10 +174,15 @@ class ModelConfig:
         if self.parallel_residual and self.post_norm:
             raise ModelError("parallel_residual and post_norm are both True; no known family has both.")
         self._check_rope()
+        self._check_local()
+
+    def _check_local(self):
         if self.local_layers and len(self.local_layers) != self.layers:
-            raise ModelError(f"local_layers has {len(self.local_layers)} entries; expected one for each of the {self.layers} layers.")
+            raise ModelError(f"local_layers has {len(self.local_layers)} entries; expected one for each of {self.layers}.")
         if any(self.local_layers) and self.window is None and self.local_rope is None:
-            raise ModelError("local_layers marks local layers, but neither window nor local_rope says what is local about them.")
+            raise ModelError("local_layers marks local layers, but both window and local_rope are None; set one of them.")
+        if self.local_rope is not None and not any(self.local):
+            raise ModelError("local_rope is set, but no layer is local; set local_layers or window.")
 
     def _check_rope(self):
         if self.rope is None and (self.local_rope is not None or self.rotary_dim is not None):
@@ -166,7 +191,7 @@ class ModelConfig:
             return
         rotated = self.rotated
         if rotated % 2 or rotated > self.head_dim:
-            raise ModelError(f"rotary dimensions number {rotated}; expected an even number up to head_dim = {self.head_dim}.")
+            raise ModelError(f"{rotated} dimensions are rotated; expected an even number up to head_dim {self.head_dim}.")
         for rope in (self.rope, self.local_rope):
             if rope is None or rope.scaling != "longrope":
                 continue
@@ -239,22 +264,3 @@ class Transformer:
         _choice("remat", self.remat, REMATS)
         _choice("attention", self.attention, ATTENTIONS)
         _positive("chunk", self.chunk)
-
-
-def _build(kind, values):
-    fields = {field.name: field for field in dataclasses.fields(kind)}
-    unknown = sorted(set(values) - set(fields))
-    missing = sorted(n for n, f in fields.items() if f.default is dataclasses.MISSING and n not in values)
-    if unknown or missing:
-        raise ModelError(f"a {kind.__name__} has no field {unknown} and needs {missing}; its fields are {', '.join(fields)}.")
-    return kind(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
-
-
-def _positive(name, value):
-    if not value > 0:
-        raise ModelError(f"{name} is {value}; expected a positive number.")
-
-
-def _choice(name, value, choices):
-    if value not in choices:
-        raise ModelError(f"{name} is {value!r}; expected one of {', '.join(choices)}.")
