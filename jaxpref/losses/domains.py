@@ -34,7 +34,7 @@ def _check(parameters: dict[str, Any], inside: Callable[[float], bool], domain: 
         if np.ndim(value) > 0:
             raise ValueError(f"{name} has shape {np.shape(value)}, but must be a scalar (jax.vmap maps over values).")
         try:
-            number = float(value)
+            number = np.nan if isinstance(value, str) else float(value)
         except jax.errors.ConcretizationTypeError:
             continue
         except (TypeError, ValueError):
