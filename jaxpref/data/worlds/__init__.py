@@ -8,12 +8,12 @@ A world has ``records(kind, *, size, seed, split, ...)`` (the record types of us
 import difflib
 from typing import Any
 
-from jaxpref.data.worlds import annotation, bandit, sentiment
+from jaxpref.data.tokenizers import Tokenizer
+from jaxpref.data.worlds import annotation, bandit, sentiment, words
 from jaxpref.data.worlds.bandit import Bandit
-from jaxpref.data.worlds.words import Words
 from jaxpref.errors import DataError
 
-__all__ = ["NAMES", "Bandit", "Words", "annotation", "bandit", "get", "sentiment", "tokenizer"]
+__all__ = ["NAMES", "Bandit", "annotation", "bandit", "get", "sentiment", "tokenizer", "words"]
 
 NAMES = ("bandit", "sentiment")
 
@@ -35,6 +35,6 @@ def get(name: str, **options: Any):
     return Bandit(**options) if name == "bandit" else sentiment
 
 
-def tokenizer(name: str, **options: Any) -> Words:
+def tokenizer(name: str, **options: Any) -> Tokenizer:
     """A word-level tokenizer for the world of a name; ``options`` are those of :func:`get`."""
-    return Words(tuple(get(name, **options).phrases()))
+    return words.tokenizer(f"world:{name}", get(name, **options).phrases())

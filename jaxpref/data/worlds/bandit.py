@@ -76,8 +76,8 @@ class Bandit:
         return [f"state {state}: " for state in range(self.states)]
 
     def phrases(self) -> list[str]:
-        """What a word-level tokenizer makes one token of: the prompts and the letters; see :mod:`.words`."""
-        return self.prompts() + self.responses()
+        """What a word-level tokenizer makes one token of: the prompts; a letter is one byte. See :mod:`.words`."""
+        return self.prompts()
 
     def responses(self) -> list[str]:
         """The arms' letters, in the order of the tables' columns."""

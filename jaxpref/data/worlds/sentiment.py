@@ -82,7 +82,7 @@ def phrases() -> list[str]:
     """What a word-level tokenizer makes one token of, with the spaces where they stand; see :mod:`.words`."""
     names = [f"{critic} on " for critic in CRITICS] + [f"{name}: " for name in THINGS]
     modifiers = [f"{modifier} " for modifier in MODIFIERS if modifier]
-    return names + modifiers + [f"{word} " for word in VALENCES] + sorted(_ASPECTS) + [", ", " but ", "."]
+    return names + modifiers + [f"{word} " for word in VALENCES] + sorted(_ASPECTS) + [", ", " but "]
 
 
 def records(

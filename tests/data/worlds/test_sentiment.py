@@ -7,6 +7,7 @@ import math
 import numpy as np
 import pytest
 
+from jaxpref.data import records as record_types
 from jaxpref.data import worlds
 from jaxpref.data.worlds import annotation, sentiment
 from jaxpref.errors import DataError
@@ -289,6 +290,15 @@ def test_bad_arguments_are_one_clear_sentence(arguments, message):
 def test_foreign_prompts_raise():
     with pytest.raises(DataError, match="has no prompt 'Hello'"):
         sentiment.thing("Hello")
+
+
+@pytest.mark.parametrize("name", worlds.NAMES)
+@pytest.mark.parametrize("kind", annotation.KINDS)
+def test_records_are_those_of_users(name, kind):
+    options = dict(tie_margin=0.5) if kind == "pairs" else {}
+    for row in worlds.get(name).records(kind, size=20, **options):
+        (record,) = record_types.parse(kind, row)
+        assert record.meta == {} and record.prompt == row["prompt"]
 
 
 def test_registry():
