@@ -1,0 +1,446 @@
+"""Record types: what a row of preference data may look like, read into one normal form.
+
+================ =====================================================================================
+kind             fields of a row
+================ =====================================================================================
+demonstrations   ``messages`` or ``prompt``, ``completion``
+pairs            ``prompt``, ``chosen``, ``rejected``, or two Anthropic HH transcripts ``chosen``, ``rejected``
+unpaired         ``prompt``, ``completion``, ``label``, or ``messages``, ``label``
+ranked           ``prompt``, ``completions``, and ``scores`` or ``ranks`` (1 is best)
+steps            ``prompt``, ``completions`` (or ``steps``), ``labels``; or ``prompt``, ``chosen``, ``rejected`` as lists
+                 of steps, after the given ``steps`` where there are any
+prompts          ``prompt`` or ``messages``
+================ =====================================================================================
+
+Every prompt and response is a string or a list of messages. A file of pairs also serves as demonstrations (the chosen
+response), as unpaired data (two rows a pair) and as prompts.
+"""
+
+import math
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from jaxpref.errors import DataError
+
+KINDS = ("demonstrations", "pairs", "unpaired", "ranked", "steps", "prompts")
+HUMAN, ASSISTANT = "\n\nHuman:", "\n\nAssistant:"
+
+# Numbers that objectives may read; a row's other fields go to ``meta``.
+NUMBERS = {
+    "weight": float, "margin": float, "chosen_score": float, "rejected_score": float, "tie": bool, "user_id": int,
+}  # fmt: skip
+SIDES = {
+    "demonstrations": ("weight", "user_id"),
+    "pairs": tuple(NUMBERS),
+    "unpaired": ("weight", "user_id"),
+    "ranked": ("weight", "user_id"),
+    "steps": ("weight", "user_id"),
+    "prompts": (),
+}
+ROLES = {
+    "system": "system", "developer": "system", "user": "user", "human": "user", "assistant": "assistant",
+    "gpt": "assistant", "tool": "tool", "observation": "tool",
+}  # fmt: skip
+
+
+class Tokenized(NamedTuple):
+    """One example as tokens.
+
+    Attributes:
+        prompt: ``[P]`` int32, at least one token (beginning-of-sequence counts).
+        responses: each ``[n]`` int32; ends with the end-of-turn or end-of-sequence token unless it was truncated.
+        masks: each ``[n]`` bool, which response tokens are targets (False on the other side's turns).
+        side: numbers that objectives read: label, margin, weight, tie, chosen_score, ...
+        origin: where the row came from: ``'pairs.jsonl:17'``.
+        meta: everything else, for evaluation: ``prompt`` and ``responses`` as they were written, and the row's free fields.
+    """
+
+    prompt: np.ndarray
+    responses: tuple[np.ndarray, ...]
+    masks: tuple[np.ndarray, ...]
+    side: dict[str, Any]
+    origin: str
+    meta: dict[str, Any] = {}
+
+
+class Message(NamedTuple):
+    """One turn; ``trained`` is False where the data gives an assistant's turn weight 0."""
+
+    role: str
+    content: str
+    trained: bool = True
+
+
+Text = str | tuple[Message, ...]
+
+
+class Record(NamedTuple):
+    """One example in normal form.
+
+    Attributes:
+        prompt: text, or the messages before the responses.
+        responses: text, messages (from an assistant's turn to an assistant's turn), or a list of steps.
+        side: numbers that objectives read.
+        meta: the row's free fields.
+        dropped: why a well-formed row is of no use; empty for a useful one.
+    """
+
+    prompt: Text
+    responses: tuple[Text | list[str], ...]
+    side: dict[str, Any]
+    meta: dict[str, Any]
+    dropped: str = ""
+
+
+def parse(kind: str, row: Any, *, step_separator: str = "\n") -> list[Record]:
+    """Reads one row: usually one record, two where a pair serves as unpaired data.
+
+    Args:
+        kind: one of ``KINDS``.
+        row: an object with named fields.
+        step_separator: put between steps.
+
+    Raises:
+        DataError: a field is missing, of the wrong type or empty; the message names the field, not the row.
+    """
+    if not isinstance(row, Mapping):
+        raise DataError(f"the row is {_kind_of(row)}; expected an object with named fields.")
+    row = {key: value for key, value in row.items() if value is not None}
+    used, records = _steps(row, step_separator) if kind == "steps" else _READERS[kind](row)
+    side = {name: _number(row[name], name, NUMBERS[name]) for name in SIDES[kind] if name in row}
+    meta = {key: value for key, value in row.items() if key not in used and key not in side}
+    return [record._replace(side=side | record.side, meta=meta | record.meta) for record in records]
+
+
+def split_transcripts(chosen: str, rejected: str) -> tuple[str, str, str, bool]:
+    """Splits two Anthropic HH transcripts at the chosen one's last assistant turn.
+
+    The leading space belongs to the responses.
+
+    Returns:
+        (prompt, chosen, rejected, shared): the rejected transcript is cut at the same length; ``shared`` says whether it
+        begins with the prompt. A rejected transcript that does, but goes on for more turns, was not written to this prompt.
+    """
+    cut = chosen.rfind(ASSISTANT) + len(ASSISTANT)
+    return chosen[:cut], chosen[cut:], rejected[cut:], rejected.startswith(chosen[:cut])
+
+
+def transcript_messages(transcript: str) -> tuple[Message, ...]:
+    """The turns of an Anthropic HH transcript; a last turn without words, the cue to answer, is left out."""
+    messages = []
+    for part in transcript.replace(HUMAN, "\0user\0").replace(ASSISTANT, "\0assistant\0").split("\0")[1:]:
+        if part in ("user", "assistant"):
+            messages.append(Message(part, ""))
+        else:
+            messages[-1] = messages[-1]._replace(content=part.strip())
+    return tuple(messages[:-1] if messages and not messages[-1].content else messages)
+
+
+def diverging_turns(chosen: str, rejected: str) -> tuple[tuple[Message, ...], Message | None, Message | None]:
+    """(common turns, first different turn of each) of two transcripts; None where a transcript has ended."""
+    one, other = transcript_messages(chosen), transcript_messages(rejected)
+    same = next((n for n, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
+    return one[:same], *(turns[same] if same < len(turns) else None for turns in (one, other))
+
+
+def _demonstration(row: Mapping) -> tuple[set[str], list[Record]]:
+    if "prompt" not in row and (name := _messages_field(row)):
+        prompt, response = _split_at_first_answer(_messages(row[name], name), name)
+        return {name}, [_record(prompt, response)]
+    if "completion" in row:
+        prompt = _prompt(row)
+        return {"prompt", "completion"}, [_record(prompt, _response(row, "completion", prompt))]
+    if "chosen" in row or "chosen_messages" in row:
+        used, (pair,) = _pair(row, lone=True)
+        return used, [pair]
+    raise _missing(row, "messages' or 'completion")
+
+
+def _pair(row: Mapping, lone: bool = False) -> tuple[set[str], list[Record]]:
+    """A pair, or with ``lone`` its chosen response alone."""
+    names = [
+        name + "_messages" if name + "_messages" in row and name not in row else name for name in ("chosen", "rejected")
+    ]
+    used, names = {*names, *_prompt_fields(row)}, names[: 1 if lone else 2]
+    for name in names:
+        if name not in row:
+            raise _missing(row, name)
+    whole = isinstance(row.get("prompt"), str) and all(_is_conversation(row.get(name)) for name in names)
+    if _prompt_fields(row) and not whole:
+        prompt = _prompt(row)
+        responses = tuple(_response(row, name, prompt) for name in names)
+        return used, [_record(prompt, *responses, dropped=_same(responses))]
+    if all(isinstance(row[name], str) for name in names):
+        return used, [_transcripts(*(_text(row[name], name) for name in names))]
+    turns = [_messages(row[name], name) for name in names]
+    for name, value in zip(names, turns, strict=True):
+        if value[-1].role != "assistant":
+            raise DataError(f"field {name!r} ends with a turn of the {value[-1].role}; expected the assistant's.")
+    # Whole messages are compared, so that this prefix cannot eat the beginning of an answer.
+    same = next(
+        (n for n, together in enumerate(zip(*turns, strict=False)) if len(set(together)) > 1), min(map(len, turns)) - 1
+    )
+    if whole and row["prompt"].strip() not in [message.content.strip() for message in turns[0][:same]]:
+        raise DataError(
+            "field 'prompt' is none of the turns with which 'chosen' and 'rejected' begin; expected the same prompt."
+        )
+    if any(value[same].role != "assistant" for value in turns):
+        return used, [_record(turns[0][:same], "", "", dropped="prompts differ")]
+    return used, [_record(turns[0][:same], *(value[same:] for value in turns), dropped=_same(turns))]
+
+
+def _is_conversation(value: Any) -> bool:
+    """Whether a response repeats its prompt: messages that do not begin with the assistant's."""
+    first = value[0] if isinstance(value, list | tuple) and value else None
+    return isinstance(first, Mapping) and ROLES.get(first.get("role", first.get("from"))) in ("system", "user")
+
+
+def _transcripts(*texts: str) -> Record:
+    """A record of one or two Anthropic HH transcripts, each split at its last assistant's turn."""
+    if not all(ASSISTANT in text for text in texts):
+        raise DataError(
+            "field 'prompt' is missing; expected 'prompt', or transcripts with '\\n\\nHuman:' and '\\n\\nAssistant:' in 'chosen' "
+            "and 'rejected' (the common beginning of two texts is never taken for a prompt)."
+        )
+    cuts = [text.rfind(ASSISTANT) + len(ASSISTANT) for text in texts]
+    prompts = [text[:cut] for text, cut in zip(texts, cuts, strict=True)]
+    responses = [text[cut:] for text, cut in zip(texts, cuts, strict=True)]
+    dropped = "prompts differ" if len(set(prompts)) > 1 else _same(responses)
+    if not dropped:
+        for name, response in zip(("chosen", "rejected"), responses, strict=False):
+            _not_empty(response, name)
+    return _record(prompts[0], *responses, dropped=dropped)
+
+
+def _unpaired(row: Mapping) -> tuple[set[str], list[Record]]:
+    if "label" not in row:
+        if "chosen" in row and "rejected" in row:
+            used, (pair,) = _pair(row)
+            both = zip(pair.responses, (1.0, 0.0), strict=True)
+            return used, [pair._replace(responses=(response,), side={"label": label}) for response, label in both]
+        raise _missing(row, "label")
+    side = {"label": float(_number(row["label"], "label", bool))}
+    if "prompt" not in row and (name := _messages_field(row)):
+        turns = _messages(row[name], name)
+        if len(turns) < 2 or turns[-1].role != "assistant":
+            raise DataError(
+                f"field {name!r} ends without an answer; expected a turn of the assistant after its prompt."
+            )
+        return {name, "label"}, [_record(turns[:-1], turns[-1:], side=side)]
+    prompt = _prompt(row)
+    return {"prompt", "completion", "label"}, [_record(prompt, _response(row, "completion", prompt), side=side)]
+
+
+def _ranked(row: Mapping) -> tuple[set[str], list[Record]]:
+    prompt, completions = _prompt(row), row.get("completions")
+    if completions is None:
+        raise _missing(row, "completions")
+    if not isinstance(completions, list | tuple) or len(completions) < 2:
+        raise DataError(f"field 'completions' is {_kind_of(completions)}; expected a list of at least 2 responses.")
+    name = next((name for name in ("scores", "ranks") if name in row), None)
+    if name is None:
+        raise _missing(row, "scores' or 'ranks")
+    if not isinstance(row[name], list | tuple) or len(row[name]) != len(completions):
+        raise DataError(
+            f"field {name!r} is {_kind_of(row[name])}; expected {len(completions)} numbers, one for each completion."
+        )
+    values = np.array([_number(value, name, float) for value in row[name]], np.float32)
+    responses = tuple(
+        _response({f"completions[{n}]": c}, f"completions[{n}]", prompt) for n, c in enumerate(completions)
+    )
+    return {"prompt", "completions", name}, [_record(prompt, *responses, side={name: values})]
+
+
+def _steps(row: Mapping, separator: str) -> tuple[set[str], list[Record]]:
+    prompt = _prompt(row)
+    if not isinstance(prompt, str):
+        raise DataError("field 'prompt' holds messages; expected a string beside steps.")
+    if "chosen" in row or "rejected" in row:
+        before = "".join(step + separator for step in _step_list(row, "steps")) if "steps" in row else ""
+        both = [_separated(_step_list(row, name), separator) for name in ("chosen", "rejected")]
+        return {"prompt", "steps", "chosen", "rejected"}, [_record(prompt + before, *both, dropped=_same(both))]
+    name = "completions" if "completions" in row else "steps"
+    steps, labels = _step_list(row, name), row.get("labels")
+    if labels is None:
+        raise _missing(row, "labels")
+    if not isinstance(labels, list | tuple) or len(labels) != len(steps):
+        raise DataError(f"field 'labels' is {_kind_of(labels)}; expected {len(steps)} labels, one for each step.")
+    values = tuple(_number(label, "labels", float) for label in labels)
+    return {"prompt", name, "labels"}, [
+        _record(prompt, _separated(steps, separator))._replace(meta={"step_labels": values})
+    ]
+
+
+def _separated(steps: list[str], separator: str) -> list[str]:
+    return [step + separator for step in steps[:-1]] + steps[-1:]
+
+
+def _prompts(row: Mapping) -> tuple[set[str], list[Record]]:
+    if _prompt_fields(row):
+        return set(_prompt_fields(row)), [_record(_prompt(row))]
+    if "chosen" in row:
+        used, (pair,) = _pair(row, lone=True)
+        return used, [pair._replace(responses=())]
+    raise _missing(row, "prompt")
+
+
+_READERS = {
+    "demonstrations": _demonstration,
+    "pairs": _pair,
+    "unpaired": _unpaired,
+    "ranked": _ranked,
+    "prompts": _prompts,
+}
+
+
+def _record(prompt: Text, *responses: Text | list[str], side: dict | None = None, dropped: str = "") -> Record:
+    return Record(prompt, responses, side or {}, {}, dropped)
+
+
+def _same(responses) -> str:
+    return "identical responses" if len(responses) == 2 and responses[0] == responses[1] else ""
+
+
+def _messages_field(row: Mapping) -> str | None:
+    return next((name for name in ("messages", "conversations") if name in row), None)
+
+
+def _prompt_fields(row: Mapping) -> list[str]:
+    return ["prompt"] if "prompt" in row else [name] if (name := _messages_field(row)) else []
+
+
+def _prompt(row: Mapping) -> Text:
+    if not _prompt_fields(row):
+        raise _missing(row, "prompt")
+    (name,) = _prompt_fields(row)
+    if isinstance(row[name], str):
+        return _text(row[name], name)
+    turns = _messages(row[name], name)
+    if turns[-1].role == "assistant":
+        raise DataError(
+            f"field {name!r} ends with a turn of the assistant; expected the user's, which the response answers."
+        )
+    return turns
+
+
+def _response(row: Mapping, name: str, prompt: Text) -> Text:
+    """A response in the prompt's form: text to text, messages to messages."""
+    if name not in row:
+        raise _missing(row, name)
+    value = row[name]
+    if isinstance(value, str):
+        text = _not_empty(_text(value, name), name)
+        return text if isinstance(prompt, str) else (Message("assistant", text),)
+    turns = _messages(value, name)
+    if turns[0].role != "assistant" or turns[-1].role != "assistant":
+        raise DataError(f"field {name!r} must begin and end with a turn of the assistant.")
+    if isinstance(prompt, str):
+        raise DataError(
+            f"field {name!r} holds messages, but 'prompt' is a string; expected both as messages or both as strings."
+        )
+    return turns
+
+
+def _split_at_first_answer(turns: tuple[Message, ...], name: str) -> tuple[tuple[Message, ...], tuple[Message, ...]]:
+    answers = [n for n, message in enumerate(turns) if message.role == "assistant" and message.trained]
+    if not answers:
+        raise DataError(f"field {name!r} has no turn of the assistant to learn from; expected at least one.")
+    if turns[-1].role != "assistant":
+        raise DataError(f"field {name!r} ends with a turn of the {turns[-1].role}; expected the assistant's.")
+    if answers[0] == 0:
+        raise DataError(f"field {name!r} begins with a turn of the assistant; expected a prompt before it.")
+    return turns[: answers[0]], turns[answers[0] :]
+
+
+def _messages(value: Any, name: str) -> tuple[Message, ...]:
+    turns = [value] if isinstance(value, Mapping) else value
+    if not isinstance(turns, list | tuple) or not turns:
+        raise DataError(
+            f"field {name!r} is {_kind_of(value)}; expected a string or a list of messages with 'role' and 'content'."
+        )
+    return tuple(_message(turn, f"{name}[{n}]") for n, turn in enumerate(turns))
+
+
+def _message(turn: Any, name: str) -> Message:
+    if not isinstance(turn, Mapping):
+        raise DataError(f"field {name!r} is {_kind_of(turn)}; expected a message with 'role' and 'content'.")
+    role, content = turn.get("role", turn.get("from")), turn.get("content", turn.get("value"))
+    if role not in ROLES:
+        raise DataError(f"field {name!r} has role {role!r}; expected one of {', '.join(ROLES)}.")
+    if turn.get("tool_calls"):
+        raise DataError(
+            f"field {name!r} calls tools, which no template of this library writes; expected 'content' as text."
+        )
+    if isinstance(content, list | tuple):
+        content = "".join(_content_part(part, f"{name}.content[{n}]") for n, part in enumerate(content))
+    text = _text(content, f"{name}.content")
+    weight = _number(turn.get("weight", turn.get("loss_weight", 1)), f"{name}.weight", float)
+    if weight not in (0, 1):
+        raise DataError(f"field '{name}.weight' is {weight}; expected 0 (not trained) or 1.")
+    if ROLES[role] == "assistant":
+        _not_empty(text, f"{name}.content")
+    return Message(ROLES[role], text, weight == 1 or ROLES[role] != "assistant")
+
+
+def _content_part(part: Any, name: str) -> str:
+    if isinstance(part, Mapping) and part.get("type", "text") == "text":
+        return _text(part.get("text", part.get("value")), name)
+    kind = part.get("type") if isinstance(part, Mapping) else _kind_of(part)
+    raise DataError(f"field {name!r} is of type {kind!r}; expected text.")
+
+
+def _step_list(row: Mapping, name: str) -> list[str]:
+    if name not in row:
+        raise _missing(row, name)
+    if not isinstance(row[name], list | tuple) or not row[name]:
+        raise DataError(f"field {name!r} is {_kind_of(row[name])}; expected a list of steps, each a string.")
+    return [_not_empty(_text(step, f"{name}[{n}]"), f"{name}[{n}]") for n, step in enumerate(row[name])]
+
+
+def _text(value: Any, name: str) -> str:
+    if not isinstance(value, str):
+        raise DataError(f"field {name!r} is {_kind_of(value)}; expected a string.")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise DataError(
+            f"field {name!r} holds half of a surrogate pair at character {error.start}; expected valid Unicode."
+        ) from error
+    return value
+
+
+def _not_empty(text: str, name: str) -> str:
+    if not text.strip():
+        raise DataError(f"field {name!r} is empty; expected a response with at least one visible character.")
+    return text
+
+
+def _number(value: Any, name: str, kind: type) -> float | int | bool:
+    wanted = {bool: "true or false", int: "a whole number", float: "a finite number"}[kind]
+    value = value.item() if isinstance(value, np.generic) else value
+    fits = (
+        isinstance(value, bool | int)
+        if kind is not float
+        else isinstance(value, bool | int | float) and math.isfinite(value)
+    )
+    if kind is bool:
+        fits = fits and value in (0, 1)
+    if not fits or (kind is not bool and isinstance(value, bool) and name != "labels"):
+        raise DataError(f"field {name!r} is {_kind_of(value)}; expected {wanted}.")
+    return kind(value)
+
+
+def _missing(row: Mapping, name: str) -> DataError:
+    return DataError(f"field '{name}' is missing; the row has {', '.join(map(repr, row)) or 'no fields'}.")
+
+
+def _kind_of(value: Any) -> str:
+    if isinstance(value, list | tuple):
+        return f"a list of {len(value)}"
+    if isinstance(value, Mapping):
+        return f"an object with fields {', '.join(map(repr, value)) or 'none'}"
+    if isinstance(value, str):
+        return f"the string {value[:30]!r}{'...' if len(value) > 30 else ''}"
+    return "missing" if value is None else f"{type(value).__name__} {value!r}"
