@@ -211,10 +211,10 @@ class MomentState(NamedTuple):
 def with_moments(inner: optax.GradientTransformation, dtype: str) -> optax.GradientTransformation:
     """Stores every moment of a transformation in ``dtype``, and computes in float32 at least.
 
-    The parameters' dtype does not matter: ``"float32"`` keeps float32 moments of bfloat16 parameters (and float64 ones of
-    float64 parameters). With ``"bfloat16"`` every moment is stored so, second moments too, and stays so. They are rounded
-    stochastically, without bias: rounded to nearest, a second moment would never fall again, because (1 - b2) = 0.001 of
-    it is less than half of bfloat16's spacing. The random bits depend on the number of updates only.
+    The parameters' dtype does not matter: ``"float32"`` keeps float32 moments of bfloat16 parameters (and float64 ones
+    of float64 parameters). With ``"bfloat16"`` every moment is stored so, second moments too, and stays so. They are
+    rounded stochastically, without bias: rounded to nearest, a second moment would never fall again, because
+    (1 - b2) = 0.001 of it is less than half of bfloat16's spacing. The random bits depend on the number of updates only.
     """
     _check_choice("optimizer.moment_dtype", dtype, ("float32", "bfloat16"))
     if dtype == "float32":

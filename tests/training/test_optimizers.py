@@ -1,3 +1,4 @@
+import functools
 import types
 
 import jax
@@ -38,6 +39,12 @@ def parameters(dtype=jnp.float32, seed=0):
     keys = iter(jax.random.split(jax.random.key(seed), 20))
     make = lambda shape: jax.random.normal(next(keys), shape).astype(dtype)  # noqa: E731
     return jax.tree.map(make, tree, is_leaf=lambda shape: isinstance(shape, tuple))
+
+
+def one_layer(tree, layer):
+    """The same tree with one of its layers."""
+    layers = jax.tree.map(lambda leaf: leaf[layer : layer + 1], tree["model"]["layers"])
+    return tree | {"model": tree["model"] | {"layers": layers}}
 
 
 def trained(config, params, gradients, groups=(), steps=100, updates=1):
@@ -82,15 +89,7 @@ def test_stacked_layers_are_updated_as_if_each_stood_alone(name):
     gradients["model"]["layers"]["mlp"]["up"]["kernel"] *= jnp.array([1.0, 100.0])[:, None, None]
     got, _ = trained(section(name=name), params, gradients, updates=2)
     for layer in range(2):
-        pick = (
-            lambda tree, layer=layer: {
-                **tree,
-                "model": {  # noqa: E731
-                    **tree["model"],
-                    "layers": jax.tree.map(lambda x: x[layer : layer + 1], tree["model"]["layers"]),
-                },
-            }
-        )
+        pick = functools.partial(one_layer, layer=layer)
         alone, _ = trained(section(name=name), pick(params), pick(gradients), updates=2)
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-5), pick(got), alone)
 
