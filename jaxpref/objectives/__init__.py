@@ -2,12 +2,12 @@
 
     config.objectives.dpo = objectives.config("dpo", beta=0.1, weight=0.8)
     config.objectives.sft = objectives.config("sft", weight=0.2)
-    total = objectives.total(config.objectives)
+    total = objectives.build(config.objectives)
 """
 
 from jaxpref.objectives import methods as _methods  # noqa: F401  fills the registry
-from jaxpref.objectives.objective import Objective, Total, build, total
+from jaxpref.objectives.objective import Objective, Total, build
 from jaxpref.objectives.registry import Row, catalogue, config, register
 from jaxpref.objectives.schedules import Schedule
 
-__all__ = ["Objective", "Row", "Schedule", "Total", "build", "catalogue", "config", "register", "total"]
+__all__ = ["Objective", "Row", "Schedule", "Total", "build", "catalogue", "config", "register"]

@@ -31,6 +31,7 @@ class Input(NamedTuple):
         needs: channels that it reads.
         side: the column of side inputs that it reads, if any.
         dtype: float or bool.
+        partner: whether it reads the mismatched response that the data room draws for unpaired examples.
     """
 
     read: Callable[[View], jax.Array]
@@ -38,6 +39,7 @@ class Input(NamedTuple):
     needs: frozenset[str] = frozenset()
     side: str | None = None
     dtype: Any = float
+    partner: bool = False
 
 
 def _sums(channel: str, response: int) -> Input:
@@ -76,9 +78,9 @@ TABLE: dict[str, Input] = {
     "logps": _sums("logps", 0),
     "ref_logps": _sums("ref_logps", 0),
     "lengths": _length(0),
-    "kl_logps": _sums("logps", 1),
-    "kl_ref_logps": _sums("ref_logps", 1),
-    "kl_where": Input(lambda view: view.valid & (lengths(view.examples)[:, 1] > 0), dtype=bool),
+    "kl_logps": _sums("logps", 1)._replace(partner=True),
+    "kl_ref_logps": _sums("ref_logps", 1)._replace(partner=True),
+    "kl_where": Input(lambda view: view.valid & (lengths(view.examples)[:, 1] > 0), dtype=bool, partner=True),
     "where": Input(lambda view: view.valid, dtype=bool),
     "token_logps": _tokens("logps", 0),
     "mask": _mask(0),

@@ -28,8 +28,8 @@ def collect(
     metrics = _by_response(method, view)
     if method.feedback == "pairs":
         metrics |= _pairs(method, arrays, hyperparameters, view.valid)
-    if method.feedback == "unpaired":
-        metrics |= _unpaired(method, arrays, hyperparameters, view.valid)
+    if "labels" in arrays:
+        metrics |= _by_label(method, arrays, hyperparameters, view.valid)
     for field, value in aux._asdict().items() if aux is not None else ():
         pair = (value, 1) if value.ndim == 0 else (_sum(value, view.valid), count)
         metrics[method.aux_metrics.get(field, field)] = pair
@@ -94,7 +94,7 @@ def _pairs(method: Method, arrays, hyperparameters, where) -> Metrics:
     return metrics
 
 
-def _unpaired(method: Method, arrays, hyperparameters, where) -> Metrics:
+def _by_label(method: Method, arrays, hyperparameters, where) -> Metrics:
     values = rewards(method, arrays, hyperparameters, "")
     good, bad = where & arrays["labels"], where & ~arrays["labels"]
     return {

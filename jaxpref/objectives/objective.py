@@ -30,6 +30,7 @@ class Objective(NamedTuple):
         denominators: ``(examples) -> {"examples": n, "tokens": n}`` from data only, at least 1.
         loss: ``(outputs, examples, denominators, state, key, step) -> (scalar, {metric: (sum, count)}, state)``.
         coupled: whether an example's gradient depends on other examples.
+        partnered: whether every example needs a mismatched response as response 1.
         weight: of the term in the total, a number or a Schedule.
         at_reference: ``(examples) -> float``, the loss at step 0 when policy and reference are equal; None if unknown.
         combine: how gradients of several objectives are combined, where a method says so.
@@ -43,6 +44,7 @@ class Objective(NamedTuple):
     denominators: Callable[[Examples], dict[str, jax.Array]]
     loss: Callable[..., tuple[jax.Array, metrics.Metrics, Any]]
     coupled: bool
+    partnered: bool
     weight: Any
     at_reference: Callable[[Examples], float] | None
     combine: Callable[[Any], Any] | None = None
@@ -60,6 +62,11 @@ class Total(NamedTuple):
     @property
     def coupled(self) -> bool:
         return any(term.coupled for term in self.terms.values())
+
+    @property
+    def partnered(self) -> frozenset[str]:
+        """Data streams whose examples need a mismatched response."""
+        return frozenset(term.stream for term in self.terms.values() if term.partnered)
 
     @property
     def needs(self) -> dict[str, frozenset[str]]:
@@ -116,13 +123,8 @@ class Total(NamedTuple):
         return {n: t.at_reference(examples[t.stream]) for n, t in self.terms.items() if t.at_reference is not None}
 
 
-def total(config: Mapping[str, Any]) -> Total:
-    """The objective of a run from ``config.objectives``; see :func:`build`."""
-    return Total(build(config))
-
-
-def build(config: Mapping[str, Any]) -> dict[str, Objective]:
-    """Builds the terms of ``config.objectives``: term name -> the fields of ``objectives.config(...)``.
+def build(config: Mapping[str, Any]) -> Total:
+    """Builds the objective of a run from ``config.objectives``: term name -> the fields of ``objectives.config(...)``.
 
     Raises:
         ConfigError: no terms, an unknown objective or field, a missing field, a hyperparameter (or an end of its
@@ -130,7 +132,7 @@ def build(config: Mapping[str, Any]) -> dict[str, Objective]:
     """
     if not config:
         raise ConfigError("config.objectives is empty; add a term, for example objectives.config('dpo').")
-    return {name: _build_term(name, dict(term)) for name, term in dict(config).items()}
+    return Total({name: _build_term(name, dict(term)) for name, term in dict(config).items()})
 
 
 def _build_term(name: str, fields: dict[str, Any]) -> Objective:
@@ -231,6 +233,7 @@ def bind(name: str, method: registry.Method, stream: str, weight: Any, hyperpara
         denominators=denominators,
         loss=loss,
         coupled=method.coupled,
+        partnered=method.partnered,
         weight=weight,
         at_reference=at_reference if has_closed_form else None,
     )

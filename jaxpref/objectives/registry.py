@@ -52,6 +52,11 @@ class Method(NamedTuple):
         """Channels that the loss reads."""
         return frozenset().union(*(TABLE[name].needs for name in self.arguments if name in TABLE))
 
+    @property
+    def partnered(self) -> bool:
+        """Whether every example needs a mismatched response."""
+        return any(TABLE[name].partner for name in self.arguments if name in TABLE)
+
 
 class Row(NamedTuple):
     """A row of the catalogue, for printing."""

@@ -21,7 +21,7 @@ def responses(name):
 
 def build(name, **overrides):
     """The objective of one term with defaults but for the overrides."""
-    return objectives.build(ConfigDict({"term": objectives.config(name, **overrides)}))["term"]
+    return objectives.build(ConfigDict({"term": objectives.config(name, **overrides)})).terms["term"]
 
 
 def batch(name, *, examples=6, padding=2, seed=0, needs=None):
