@@ -10,13 +10,13 @@ from typing import Any
 import jax.numpy as jnp
 
 from jaxpref.errors import ModelError
+from jaxpref.models import attention
 
 ACTIVATIONS = ("silu", "gelu", "gelu_tanh", "relu")
 NORMS = ("rms", "layer")
 QUERY_KEY_NORMS = ("none", "head", "all")
 ROPE_SCALINGS = ("default", "linear", "llama3", "longrope")
 REMATS = ("none", "dots", "full")
-ATTENTIONS = ("xla",)
 
 
 def _build(kind, values):
@@ -178,9 +178,9 @@ class ModelConfig:
 
     def _check_local(self):
         if self.local_layers and len(self.local_layers) != self.layers:
-            raise ModelError(f"local_layers has {len(self.local_layers)} entries; expected one for each of {self.layers}.")
+            raise ModelError(f"local_layers has {len(self.local_layers)} entries; expected {self.layers}, one a layer.")
         if any(self.local_layers) and self.window is None and self.local_rope is None:
-            raise ModelError("local_layers marks local layers, but both window and local_rope are None; set one of them.")
+            raise ModelError("local_layers marks local layers, but window and local_rope are both None; set one.")
         if self.local_rope is not None and not any(self.local):
             raise ModelError("local_rope is set, but no layer is local; set local_layers or window.")
 
@@ -191,7 +191,7 @@ class ModelConfig:
             return
         rotated = self.rotated
         if rotated % 2 or rotated > self.head_dim:
-            raise ModelError(f"{rotated} dimensions are rotated; expected an even number up to head_dim {self.head_dim}.")
+            raise ModelError(f"{rotated} dimensions are rotated; expected an even number up to {self.head_dim}.")
         for rope in (self.rope, self.local_rope):
             if rope is None or rope.scaling != "longrope":
                 continue
@@ -262,5 +262,5 @@ class Transformer:
                 raise ModelError(f"{name} is {dtype.name}; expected a floating-point type such as float32 or bfloat16.")
             object.__setattr__(self, name, dtype)
         _choice("remat", self.remat, REMATS)
-        _choice("attention", self.attention, ATTENTIONS)
+        _choice("attention", self.attention, attention.IMPLEMENTATIONS)
         _positive("chunk", self.chunk)

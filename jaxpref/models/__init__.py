@@ -1,0 +1,39 @@
+"""The transformer: parameters, forward pass, channels, cache and sharding.
+
+>>> model = Transformer(BUILTIN["nano"])
+>>> params = init(model, jax.random.key(0))
+>>> logps, mask = token_logps(model, params, tokens, response_mask)
+"""
+
+from jaxpref.models import vocabulary
+from jaxpref.models.builtin import BUILTIN
+from jaxpref.models.cache import Cache, extend, init_cache
+from jaxpref.models.channels import channels, head_kernel, head_logits, logits, token_logps
+from jaxpref.models.config import ModelConfig, Rope, Transformer
+from jaxpref.models.parameters import count, init
+from jaxpref.models.sharding import BATCH, constrain, replicate, shard_specs, sharding_rules
+from jaxpref.models.transformer import hidden
+
+__all__ = [
+    "BATCH",
+    "BUILTIN",
+    "Cache",
+    "ModelConfig",
+    "Rope",
+    "Transformer",
+    "channels",
+    "constrain",
+    "count",
+    "extend",
+    "head_kernel",
+    "head_logits",
+    "hidden",
+    "init",
+    "init_cache",
+    "logits",
+    "replicate",
+    "shard_specs",
+    "sharding_rules",
+    "token_logps",
+    "vocabulary",
+]

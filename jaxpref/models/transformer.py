@@ -1,0 +1,187 @@
+"""The transformer's forward pass as plain functions on arrays: rows of tokens in, hidden states out."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxpref.batch import Layout, Rows
+from jaxpref.errors import ModelError
+from jaxpref.models import attention, rope
+from jaxpref.models.config import ModelConfig, Transformer
+from jaxpref.models.sharding import BATCH, constrain, gathered
+
+_UNLIMITED = 2**30  # a window that no position distance reaches
+_ACTIVATIONS = {
+    "silu": jax.nn.silu,
+    "gelu": lambda x: jax.nn.gelu(x, approximate=False),
+    "gelu_tanh": lambda x: jax.nn.gelu(x, approximate=True),
+    "relu": jax.nn.relu,
+}
+_POLICIES = {
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "full": jax.checkpoint_policies.nothing_saveable,
+}
+
+
+def hidden(model: Transformer, params: Any, rows: Rows, layout: Layout) -> jax.Array:
+    """Hidden states after the final norm.
+
+    Args:
+        model: the transformer.
+        params: tree of :func:`jaxpref.models.init`.
+        rows: ``tokens``, ``positions`` and ``segments`` ``[R, T]``; ``targets`` are not read. A token outside the
+            vocabulary, or a position outside a learned table, gives NaN.
+        layout: static regions of a row.
+
+    Returns:
+        ``[R, T, D]`` in the compute dtype.
+
+    Raises:
+        ModelError: rows and layout disagree, or the attention implementation cannot serve them.
+    """
+    if rows.tokens.ndim != 2 or rows.tokens.shape[1] != layout.length:
+        raise ModelError(f"rows have shape {rows.tokens.shape}; expected [R, {layout.length}] for {layout}.")
+    attend = attention.implementation(model.attention, layout)
+
+    def mix(query, key, value, window, _):
+        return attention.over_regions(
+            attend, query, key, value, rows.segments, rows.positions, layout, **options(model.config, window)
+        ), None
+
+    return run_layers(model, params, rows.tokens, rows.positions, mix, None)[0]
+
+
+def options(config: ModelConfig, window: Any) -> dict[str, Any]:
+    """What an architecture asks of attention."""
+    scalar = config.head_dim if config.attention_scalar is None else config.attention_scalar
+    return {"scale": scalar**-0.5, "soft_cap": config.attention_soft_cap, "window": window}
+
+
+def run_layers(
+    model: Transformer, params: Any, tokens: jax.Array, positions: jax.Array, mix: Callable, memory: Any
+) -> tuple[jax.Array, Any]:
+    """Embeds tokens, scans the layers and normalises: ``([B, T, D], memory)``.
+
+    Args:
+        tokens, positions: ``[B, T]`` int.
+        mix: ``(query, key, value, window, (memory, layer)) -> (output [B, T, H, head_dim], memory)``, which decides
+            what each token attends to; ``window`` is None when no layer has one.
+        memory: carried from layer to layer (a cache), or None.
+    """
+    config = model.config
+    wide = wide_dtype(model.dtype)
+    angles = [
+        rope.tables(r, config.rotated, positions, wide) for r in (config.rope, config.local_rope) if r is not None
+    ]
+
+    def block(carry, layer):
+        x, memory = carry
+        weights, number, local = layer
+        weights = gathered(weights, model.dtype)
+        window = None
+        if config.window is not None:
+            window = jnp.where(local, config.window, _UNLIMITED)
+        if config.local_rope is not None:
+            cosines, sines = jax.tree.map(lambda a, b: jnp.where(local, b, a), *angles)
+        else:
+            cosines, sines = angles[0] if angles else (None, None)
+
+        def attend(y, memory):
+            query, key, value = project(config, weights["attention"], y)
+            if cosines is not None:
+                query, key = rope.rotate(query, cosines, sines), rope.rotate(key, cosines, sines)
+            query, key, value = (constrain(a, BATCH, "sequence", "tensor", None) for a in (query, key, value))
+            out, memory = mix(query, key, value, window, (memory, number))
+            return _linear("bthd,hdm->btm", out, weights["attention"]["out"]), memory
+
+        return residual_block(config, weights, x, memory, attend), None
+
+    if model.remat != "none":
+        # Inside a scan nothing can be merged across the recomputation, so the barrier against it is not needed.
+        block = jax.checkpoint(block, policy=_POLICIES[model.remat], prevent_cse=False)
+    x = constrain(embed(model, params, tokens, positions), BATCH, "sequence", None)
+    numbers, local = np.arange(config.layers, dtype=np.int32), np.asarray(config.local)
+    (x, memory), _ = jax.lax.scan(block, (x, memory), (params["layers"], numbers, local))
+    return norm(config, params["norm"], x), memory
+
+
+def residual_block(config: ModelConfig, weights: Any, x: jax.Array, memory: Any, attend: Callable):
+    """One block: attention and MLP around the residual stream, with the family's norms."""
+
+    def inward(name, y):
+        return norm(config, weights[f"{name}_norm"], y) if config.pre_norm else y
+
+    def outward(name, y):
+        y = norm(config, weights[f"{name}_post_norm"], y) if config.post_norm else y
+        return constrain(y, BATCH, "sequence", None)
+
+    mixed, memory = attend(inward("attention", x), memory)
+    between = x + outward("attention", mixed)
+    read = x if config.parallel_residual else between
+    return between + outward("mlp", mlp(config, weights["mlp"], inward("mlp", read))), memory
+
+
+def embed(model: Transformer, params: Any, tokens: jax.Array, positions: jax.Array) -> jax.Array:
+    """Token embeddings (plus learned positions) ``[B, T, D]`` in the compute dtype."""
+    config = model.config
+    x = _look_up(params["embed"]["tokens"], tokens).astype(model.dtype)
+    if config.scale_embeddings:
+        x = x * jnp.asarray(config.width**0.5, model.dtype)
+    if config.learned_positions:
+        x = x + _look_up(params["embed"]["positions"], positions).astype(model.dtype)
+    return x
+
+
+def project(config: ModelConfig, weights: Any, x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Query ``[B, T, H, head_dim]``, key and value ``[B, T, G, head_dim]`` before rotation."""
+    query, key, value = (_linear("btm,mhd->bthd", x, weights[name]) for name in ("query", "key", "value"))
+    if config.query_key_norm == "head":
+        query, key = norm(config, weights["query_norm"], query), norm(config, weights["key_norm"], key)
+    if config.query_key_norm == "all":
+        query = norm(config, weights["query_norm"], query.reshape(*query.shape[:2], -1)).reshape(query.shape)
+        key = norm(config, weights["key_norm"], key.reshape(*key.shape[:2], -1)).reshape(key.shape)
+    return query, key, value
+
+
+def mlp(config: ModelConfig, weights: Any, x: jax.Array) -> jax.Array:
+    """``down(activation(gate(x)) * up(x))``, or ``down(activation(up(x)))`` without a gate."""
+    activation = _ACTIVATIONS[config.activation]
+    up = _linear("btm,mf->btf", x, weights["up"])
+    inner = activation(_linear("btm,mf->btf", x, weights["gate"])) * up if config.gated else activation(up)
+    return _linear("btf,fm->btm", constrain(inner, BATCH, "sequence", "tensor"), weights["down"])
+
+
+def norm(config: ModelConfig, weights: Any, x: jax.Array) -> jax.Array:
+    """RMSNorm or LayerNorm over the last axis, in float32 at least.
+
+    .. math:: y = \\frac{x - m}{\\sqrt{\\mathrm{mean}((x - m)^2) + \\epsilon}} (\\mathrm{offset} + w) + b
+
+    where m is the mean for LayerNorm and 0 for RMSNorm, which has no b.
+    See *Root Mean Square Layer Normalization* (https://arxiv.org/abs/1910.07467).
+    """
+    wide = wide_dtype(x.dtype)
+    y = x.astype(wide)
+    if config.norm == "layer":
+        y = y - jnp.mean(y, axis=-1, keepdims=True)
+    y = y * jax.lax.rsqrt(jnp.mean(jnp.square(y), axis=-1, keepdims=True) + config.norm_epsilon)
+    y = y * (config.norm_offset + weights["scale"].astype(wide))
+    if config.norm_bias:
+        y = y + weights["bias"].astype(wide)
+    return y.astype(x.dtype)
+
+
+def wide_dtype(dtype: Any):
+    """float32, or float64 where the compute dtype is."""
+    return jnp.promote_types(dtype, jnp.float32)
+
+
+def _look_up(table: jax.Array, index: jax.Array) -> jax.Array:
+    return table.at[index].get(mode="fill", fill_value=jnp.nan)
+
+
+def _linear(subscripts: str, x: jax.Array, weights: Any) -> jax.Array:
+    y = jnp.einsum(subscripts, x, weights["kernel"])
+    return y + weights["bias"] if "bias" in weights else y
