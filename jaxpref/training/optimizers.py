@@ -26,7 +26,7 @@ from jaxpref.training import trees
 # What each optimizer reads beside learning_rate, schedule, clip_norm, weight_decay and moment_dtype; with defaults.
 HYPERPARAMETERS = {
     "adamw": {"b1": 0.9, "b2": 0.999, "eps": 1e-8},
-    "adafactor": {"eps": 1e-30, "momentum": 0.0},
+    "adafactor": {"momentum": 0.0},
     "lion": {"b1": 0.9, "b2": 0.99},
     "muon": {"b1": 0.9, "b2": 0.999, "eps": 1e-8, "momentum": 0.95},
     "sgd": {"momentum": 0.0},
@@ -52,7 +52,7 @@ def make(section, groups: Sequence, params, *, steps: int) -> tuple[optax.Gradie
         section: the config's ``optimizer``: ``name``, ``learning_rate``, ``schedule``, ``warmup_steps``,
             ``end_factor``, ``clip_norm`` (0: none), ``weight_decay``, ``b1``, ``b2``, ``eps``, ``momentum``,
             ``moment_dtype``. A hyperparameter that is None has the optimizer's default; one that the optimizer does
-            not read must be None.
+            not read must be None, or at the section's own default.
         groups: ``[(regex, dict(lr_scale=, frozen=, weight_decay=))]`` over paths; the first match counts.
         params: the whole tree of parameters (shapes are enough).
         steps: number of steps of the run, the end of the schedule.
@@ -161,7 +161,7 @@ def schedule(section, steps: int) -> Callable[[jax.Array | int], jax.Array]:
     _check_choice("optimizer.schedule", name, SCHEDULES)
     _check_number("optimizer.learning_rate", peak, above=0)
     _check_number("optimizer.warmup_steps", warmup, least=0, below=steps, hint=f" (the run has {steps} steps)")
-    if not SCHEDULES[name] and section.end_factor not in (None, 0):
+    if not SCHEDULES[name] and not _untouched(section, "end_factor"):
         raise ConfigError(
             f"optimizer.end_factor is read by linear and cosine only, and optimizer.schedule is {name!r}."
         )
@@ -214,7 +214,7 @@ def with_moments(inner: optax.GradientTransformation, dtype: str) -> optax.Gradi
     The parameters' dtype does not matter: ``"float32"`` keeps float32 moments of bfloat16 parameters (and float64 ones
     of float64 parameters). With ``"bfloat16"`` every moment is stored so, second moments too, and stays so. They are
     rounded stochastically, without bias: rounded to nearest, a second moment would never fall again, because
-    (1 - b2) = 0.001 of it is less than half of bfloat16's spacing. The random bits depend on the number of updates only.
+    (1 - b2) = 0.001 of it is less than half of bfloat16's spacing. The random bits depend on the number of updates.
     """
     _check_choice("optimizer.moment_dtype", dtype, ("float32", "bfloat16"))
     if dtype == "float32":
@@ -284,13 +284,13 @@ def _sgd(momentum):
     return optax.trace(decay=momentum) if momentum else optax.identity()
 
 
-def _adafactor(eps, momentum):
+def _adafactor(momentum):
     """Factored second moments; updates of each layer's leaf clipped to root mean square 1.
 
     The learning rate is absolute, as for AdamW: it is not multiplied by the parameters' scale.
     See *Adafactor: Adaptive Learning Rates with Sublinear Memory Cost* (https://arxiv.org/abs/1804.04235).
     """
-    one = optax.chain(optax.scale_by_factored_rms(epsilon=eps), optax.clip_by_block_rms(1.0))
+    one = optax.chain(optax.scale_by_factored_rms(), optax.clip_by_block_rms(1.0))
     direction = optax.partition({"stacked": _each_layer(one), "single": one}, _stacking)
     return optax.chain(direction, optax.ema(momentum, debias=False)) if momentum else direction
 
@@ -351,13 +351,18 @@ def _hyperparameters(section) -> dict[str, float]:
     reads = HYPERPARAMETERS[section.name]
     given = {name: getattr(section, name) for name in ("b1", "b2", "eps", "momentum")}
     for name, value in given.items():
-        if value is None:
-            continue
-        if name not in reads:
-            raise ConfigError(f"optimizer.{name} is {value}, but {section.name} does not read it; set it to None.")
-        _check_number(f"optimizer.{name}", value, **({"above": 0} if name == "eps" else {"least": 0, "below": 1}))
+        if name not in reads and not _untouched(section, name):
+            raise ConfigError(f"optimizer.{name} is {value}, but {section.name} does not read it; leave it out.")
+        if name in reads and value is not None:
+            _check_number(f"optimizer.{name}", value, **({"above": 0} if name == "eps" else {"least": 0, "below": 1}))
     _check_number("optimizer.weight_decay", section.weight_decay, least=0)
     return {name: default if given[name] is None else given[name] for name, default in reads.items()}
+
+
+def _untouched(section, name: str) -> bool:
+    """Whether a field is as nobody has set it."""
+    value = getattr(section, name)
+    return value is None or value == getattr(type(section), name, None)
 
 
 def _check_choice(field: str, value, choices) -> None:
