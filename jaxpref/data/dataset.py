@@ -10,15 +10,14 @@ from typing import Any
 import numpy as np
 
 from jaxpref.data import records, sources, templates
+from jaxpref.data.examples import Ledger, Lengths, one_of, tokenise
 from jaxpref.data.records import Record, Tokenized
-from jaxpref.data.templates import Span, Template
 from jaxpref.data.tokenizers import Tokenizer
 from jaxpref.errors import ConfigError, DataError
 
 STREAM_FIELDS = ("kind", "sources", "on_bad_row", "turns", "step_separator")
 SOURCE_FIELDS = ("path", "source", "lines", "limit", "weight", "repeat", "fields")
 DEFAULTS = {"weight": 1.0, "tie": False}
-PROBLEMS_KEPT = 5
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -57,65 +56,6 @@ class Dataset(Sequence[Tokenized]):
         return "; ".join(lines) + "." + "".join(f"\n  {problem}" for problem in self.problems)
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Lengths:
-    """The length rule of a run, in tokens; 0 means no limit.
-
-    Attributes:
-        prompt: longest prompt, beginning-of-sequence included.
-        response: longest response, end-of-sequence included.
-        prompt_keep: ``'end'`` keeps a long prompt's last tokens (and the beginning-of-sequence token), ``'start'`` its first.
-        response_keep: ``'start'`` keeps a long response's first tokens, and no end-of-sequence; ``'end'`` its last.
-        on_long: ``'truncate'``, ``'drop'`` the whole example, or ``'error'``.
-    """
-
-    prompt: int = 0
-    response: int = 0
-    prompt_keep: str = "end"
-    response_keep: str = "start"
-    on_long: str = "truncate"
-
-    def __post_init__(self):
-        for name in ("prompt", "response"):
-            value = getattr(self, name)
-            if (
-                not isinstance(value, int)
-                or value < 0
-                or (name == "prompt" and value == 1 and self.on_long == "truncate")
-            ):
-                raise ConfigError(
-                    f"length.{name} is {value!r}; expected a number of tokens, at least 2, or 0 for no limit."
-                )
-        for name, allowed in (
-            ("prompt_keep", ("start", "end")),
-            ("response_keep", ("start", "end")),
-            ("on_long", ("truncate", "drop", "error")),
-        ):
-            _one_of(f"length.{name}", getattr(self, name), allowed)
-
-
-class _Ledger:
-    """Counts what happens to rows; a bad row raises or is counted, as ``on_bad_row`` says."""
-
-    def __init__(self, on_bad_row: str):
-        self.skip = on_bad_row == "skip"
-        self.read = self.skipped = 0
-        self.dropped, self.truncated, self.problems = Counter(), Counter(), []
-
-    def bad(self, origin: str, error: DataError) -> None:
-        if not self.skip:
-            raise DataError(f"{origin}: {error}") from error
-        self.skipped += 1
-        if len(self.problems) < PROBLEMS_KEPT:
-            self.problems.append(f"{origin}: {error}")
-
-    def counts(self, kept: int) -> dict[str, Any]:
-        return {
-            "read": self.read, "kept": kept, "skipped": self.skipped,
-            "dropped": dict(self.dropped), "truncated": dict(self.truncated),
-        }  # fmt: skip
-
-
 def load_stream(
     stream: Mapping[str, Any],
     tokenizer: Tokenizer,
@@ -127,11 +67,11 @@ def load_stream(
     """Reads one data stream.
 
     Args:
-        stream: ``kind``, and either one source or ``sources``, a list of them. A source has ``path`` (one or several files)
-            or ``source`` (a world, TFDS), and optionally ``lines``, ``split``, ``limit`` (rows to read), ``fields`` (our name ->
-            the file's), ``weight`` (its share of the mixture) and ``repeat``; a world's own options stand beside them. For
-            the whole stream: ``on_bad_row``, ``turns`` (``'all'`` or ``'last'`` turn of a demonstration is trained),
-            ``step_separator``.
+        stream: ``kind``, and either one source or ``sources``, a list of them. A source has ``path`` (one or several
+            files) or ``source`` (a world, TFDS), and optionally ``lines``, ``split``, ``limit`` (rows to read),
+            ``fields`` (our name -> the file's), ``weight`` (its share of the mixture) and ``repeat``; a world's own
+            options stand beside them. For the whole stream: ``on_bad_row``, ``turns`` (``'all'`` or the ``'last'`` turn
+            of a demonstration is trained), ``step_separator``.
         tokenizer: see :func:`jaxpref.data.tokenizers.load`.
         length: fields of :class:`Lengths`.
         template: one of ``templates.NAMES``.
@@ -144,10 +84,10 @@ def load_stream(
     stream = _plain(stream)
     kind, entries = _check(stream, name)
     rule = length if isinstance(length, Lengths) else _lengths(length or {})
-    ledger = _Ledger(stream.get("on_bad_row", "error"))
+    ledger = Ledger(stream.get("on_bad_row", "error"))
     layout = templates.load(template, tokenizer)
     groups = [_read(entry, kind, stream, ledger) for entry in entries]
-    tokenised = [_tokenise(group, tokenizer, layout, rule, ledger) for group in groups]
+    tokenised = [tokenise(group, tokenizer, layout, rule, ledger) for group in groups]
     examples = _mix(tokenised, entries, ledger)
     if not examples:
         reasons = ", ".join([*ledger.dropped, *ledger.problems]) or "the source is empty"
@@ -172,9 +112,9 @@ def _check(stream: dict[str, Any], name: str) -> tuple[str, list[dict[str, Any]]
     if "kind" not in stream:
         raise ConfigError(f"data.{name} has no field 'kind'; expected one of {', '.join(records.KINDS)}.")
     kind = stream["kind"]
-    _one_of(f"data.{name}.kind", kind, records.KINDS)
-    _one_of(f"data.{name}.on_bad_row", stream.get("on_bad_row", "error"), ("error", "skip"))
-    _one_of(f"data.{name}.turns", stream.get("turns", "all"), ("all", "last"))
+    one_of(f"data.{name}.kind", kind, records.KINDS)
+    one_of(f"data.{name}.on_bad_row", stream.get("on_bad_row", "error"), ("error", "skip"))
+    one_of(f"data.{name}.turns", stream.get("turns", "all"), ("all", "last"))
     unread = [
         field
         for field, reader in (("turns", "demonstrations"), ("step_separator", "steps"))
@@ -230,16 +170,7 @@ def _known(path: str, config: Mapping[str, Any], known: Sequence[str], also: Seq
             raise ConfigError(f"{path} has no field {field!r}; {hint}")
 
 
-def _one_of(path: str, value: Any, allowed: Sequence[str]) -> None:
-    if value not in allowed:
-        near = difflib.get_close_matches(str(value), allowed, n=1)
-        raise ConfigError(
-            f"{path} is {value!r}; "
-            + (f"did you mean {near[0]!r}?" if near else f"expected one of {', '.join(allowed)}.")
-        )
-
-
-def _read(entry: dict[str, Any], kind: str, stream: dict[str, Any], ledger: _Ledger) -> list[tuple[str, Record]]:
+def _read(entry: dict[str, Any], kind: str, stream: dict[str, Any], ledger: Ledger) -> list[tuple[str, Record]]:
     """Rows of one source in normal form, without those that are of no use."""
     renamed, limit = entry.get("fields", {}), entry.get("limit")
     if limit is not None and limit < 1:
@@ -288,141 +219,7 @@ def _last_turn(record: Record) -> Record:
     return record._replace(prompt=record.prompt + response[:-1], responses=(response[-1:],))
 
 
-def _tokenise(
-    group: list[tuple[str, Record]], tokenizer: Tokenizer, template: Template, rule: Lengths, ledger: _Ledger
-) -> list[Tokenized]:
-    """Renders all records, tokenises every text once, and assembles the examples."""
-    jobs, places = [], []
-    for origin, record in group:
-        try:
-            prompt = template.prompt(record.prompt)
-            answers = [_answer(template, record.prompt, response) for response in record.responses]
-        except DataError as error:
-            ledger.bad(origin, error)
-            continue
-        places.append((origin, record, len(jobs)))
-        jobs += [(prompt, False), *((spans, any(span.text for span in prompt)) for spans in answers)]
-    encoded = templates.encode(tokenizer, jobs)
-    examples = []
-    for origin, record, first in places:
-        parts = encoded[first : first + 1 + len(record.responses)]
-        try:
-            example = _assemble(origin, record, parts, tokenizer, template, rule, ledger)
-        except DataError as error:
-            ledger.bad(origin, error)
-            continue
-        if example is not None:
-            examples.append(example)
-    return examples
-
-
-def _answer(template: Template, prompt: records.Text, response: Any) -> list[Span]:
-    if not isinstance(response, list):
-        return template.response(prompt, response)
-    # Steps are tokenised one by one, so that each ends at a token.
-    whole, spans = "".join(response), []
-    for span in template.response(prompt, whole):
-        before, found, after = span.text.partition(whole)
-        pieces = [before + response[0], *response[1:]] if found else [span.text]
-        pieces[-1] += after
-        spans += [span._replace(text=piece) for piece in pieces]
-    return spans
-
-
-def _assemble(
-    origin, record: Record, parts, tokenizer: Tokenizer, template: Template, rule: Lengths, ledger: _Ledger
-) -> Tokenized | None:
-    (prompt, _, _), *answers = parts
-    bos = tokenizer.bos_id
-    if template.bos and prompt[:1] != [bos]:
-        prompt = [bos, *prompt]
-    if not prompt:
-        raise DataError(
-            "field 'prompt' is empty, and the tokenizer has no beginning-of-sequence token; expected some text."
-        )
-    if (
-        bos is not None
-        and bos != tokenizer.eos_id
-        and max((prompt + ids).count(bos) for ids, *_ in answers or [([],)]) > 1
-    ):
-        raise DataError(
-            "the text has a second beginning-of-sequence token; remove the special tokens from it, or choose another template."
-        )
-    sizes = {"prompt": len(prompt), "response": max((len(ids) for ids, *_ in answers), default=0)}
-    for part, size in sizes.items():
-        allowed = getattr(rule, part)
-        if not allowed or size <= allowed or rule.on_long == "truncate":
-            continue
-        if rule.on_long == "drop":
-            ledger.dropped[f"{part} longer than {allowed} tokens"] += 1
-            return None
-        raise DataError(
-            f"the {part} has {size} tokens; length.{part} allows {allowed} (length.on_long may be 'truncate' or 'drop')."
-        )
-    cuts = Counter()
-    prompt = _cut_prompt(prompt, rule, prompt[0] == bos, cuts)
-    responses = tuple(_cut(ids, rule.response, rule.response_keep) for ids, *_ in answers)
-    masks = tuple(_cut(mask, rule.response, rule.response_keep) for _, mask, _ in answers)
-    for ids, *_ in answers:
-        if rule.response and len(ids) > rule.response:
-            lost = " (and lost its end-of-sequence token)" if rule.response_keep == "start" else ""
-            cuts[f"a response was cut to its {'first' if lost else 'last'} {rule.response} tokens{lost}"] += 1
-    if not all(map(any, masks)):
-        ledger.dropped["no target token left"] += 1
-        return None
-    if len(responses) == 2 and responses[0] == responses[1]:
-        ledger.dropped["identical responses after truncation" if cuts else "identical responses"] += 1
-        return None
-    ledger.truncated.update(cuts)
-    return Tokenized(
-        np.array(prompt, np.int32),
-        tuple(np.array(ids, np.int32) for ids in responses),
-        tuple(np.array(mask, bool) for mask in masks),
-        record.side,
-        origin,
-        {"prompt": _shown(record.prompt), "responses": tuple(map(_shown, record.responses))}
-        | record.meta
-        | _step_ends(record, answers, rule),
-    )
-
-
-def _cut_prompt(ids: list[int], rule: Lengths, has_bos: bool, cuts: Counter) -> list[int]:
-    if not rule.prompt or len(ids) <= rule.prompt:
-        return ids
-    cuts[f"a prompt was cut to its {'last' if rule.prompt_keep == 'end' else 'first'} {rule.prompt} tokens"] += 1
-    if rule.prompt_keep == "end" and has_bos:
-        return ids[:1] + _cut(ids[1:], rule.prompt - 1, "end")
-    return _cut(ids, rule.prompt, rule.prompt_keep)
-
-
-def _cut(values: list, limit: int, keep: str) -> list:
-    """The first or last ``limit`` values; all of them for limit 0."""
-    if not limit or len(values) <= limit:
-        return values
-    return values[:limit] if keep == "start" else values[len(values) - limit :]
-
-
-def _shown(text: Any) -> Any:
-    """What evaluation reads: a string, or messages as plain dicts."""
-    if isinstance(text, list):
-        return "".join(text)
-    return text if isinstance(text, str) else [{"role": message.role, "content": message.content} for message in text]
-
-
-def _step_ends(record: Record, answers, rule: Lengths) -> dict[str, Any]:
-    """For each response made of steps, the position of the last token of each step that is left."""
-    if not any(isinstance(response, list) for response in record.responses):
-        return {}
-    ends = []
-    for response, (ids, _, spans) in zip(record.responses, answers, strict=True):
-        limit = rule.response or len(ids)
-        lost = len(ids) - limit if rule.response_keep == "end" and len(ids) > limit else 0
-        last = [*spans[: len(response) - 1], len(ids)]
-        ends.append(tuple(end - 1 - lost for end in last if lost < end <= lost + limit))
-    return {"step_ends": tuple(ends)}
-
-
-def _mix(groups: list[list[Tokenized]], entries: list[dict[str, Any]], ledger: _Ledger) -> list[Tokenized]:
+def _mix(groups: list[list[Tokenized]], entries: list[dict[str, Any]], ledger: Ledger) -> list[Tokenized]:
     """One source after another, or a mixture with the given shares.
 
     A mixture interleaves the sources, each in a shuffled order of its own, until the first one is exhausted, so that no
@@ -449,7 +246,8 @@ def _mix(groups: list[list[Tokenized]], entries: list[dict[str, Any]], ledger: _
 
 
 def _complete(examples: list[Tokenized]) -> tuple[list[Tokenized], list[str]]:
-    """Gives every example the same numbers: fields with a default are filled in, others that some lack go to ``meta``."""
+    """Gives every example the same numbers: fields with a default are filled in, others that some lack go to "
+    "``meta``."""
     present = Counter(key for example in examples for key in example.side)
     partial = [key for key, number in present.items() if number < len(examples)]
     if not partial:

@@ -1,8 +1,8 @@
 """The global order of examples, a pure function of (seed, epoch, index).
 
-Every epoch is a permutation of the data set, and epochs follow one another without a break: a batch may hold the end of
-one epoch and the beginning of the next. Any batch is found from its step alone, so that a resumed run needs no more than
-the step, and every process computes the same.
+Every epoch is a permutation of the data set, and epochs follow one another without a break: a batch may hold the end
+of one epoch and the beginning of the next. Any batch is found from its step alone, so that a resumed run needs no more
+than the step, and every process computes the same.
 """
 
 import functools
@@ -48,7 +48,7 @@ def _order(examples: int, seed: int) -> grain.MapDataset:
 
 
 def with_partners(dataset: Sequence[Tokenized], chosen: np.ndarray, *, seed: int) -> list[Tokenized]:
-    """Examples of a batch, each with a mismatched response as response 1: that of another example, under its own prompt.
+    """Examples of a batch, each with a mismatched response as response 1: another example's, under its own prompt.
 
     Args:
         dataset: of unpaired examples.
@@ -76,7 +76,8 @@ def partners(rows: Sequence[Tokenized], chosen: np.ndarray, *, seed: int) -> lis
     """
     if len(rows) < 2:
         raise DataError(
-            "a batch of one example has no other whose response could be mismatched with its prompt; choose batch.examples and "
+            "a batch of one example has no other whose response could be mismatched with its prompt; choose "
+            "batch.examples and "
             "train.epochs so that every batch, the last one included, holds at least 2."
         )
     prompts, responses = (
@@ -86,7 +87,7 @@ def partners(rows: Sequence[Tokenized], chosen: np.ndarray, *, seed: int) -> lis
     found = [0] * len(rows)
     for place, row in enumerate(cycle):
         others = cycle[place + 1 :] + cycle[:place]
-        # The same response makes a matched pair, the same prompt may make a good one; min() takes the first of the best.
+        # The same response makes a matched pair, the same prompt may make a good one; min() takes the first best.
         found[row] = min(others, key=lambda n: 2 * (responses[n] == responses[row]) + (prompts[n] == prompts[row]))  # noqa: B023
     return found
 

@@ -7,8 +7,8 @@ demonstrations   ``messages`` or ``prompt``, ``completion``
 pairs            ``prompt``, ``chosen``, ``rejected``, or two Anthropic HH transcripts ``chosen``, ``rejected``
 unpaired         ``prompt``, ``completion``, ``label``, or ``messages``, ``label``
 ranked           ``prompt``, ``completions``, and ``scores`` or ``ranks`` (1 is best)
-steps            ``prompt``, ``completions`` (or ``steps``), ``labels``; or ``prompt``, ``chosen``, ``rejected`` as lists
-                 of steps, after the given ``steps`` where there are any
+steps            ``prompt``, ``completions`` (or ``steps``), ``labels``; or ``prompt``, ``chosen``, ``rejected`` as
+                 lists of steps, after the given ``steps`` where there are any
 prompts          ``prompt`` or ``messages``
 ================ =====================================================================================
 
@@ -16,12 +16,13 @@ Every prompt and response is a string or a list of messages. A file of pairs als
 response), as unpaired data (two rows a pair) and as prompts.
 """
 
-import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from jaxpref.data import fields
+from jaxpref.data.fields import Message, Text
 from jaxpref.errors import DataError
 
 KINDS = ("demonstrations", "pairs", "unpaired", "ranked", "steps", "prompts")
@@ -39,10 +40,6 @@ SIDES = {
     "steps": ("weight", "user_id"),
     "prompts": (),
 }
-ROLES = {
-    "system": "system", "developer": "system", "user": "user", "human": "user", "assistant": "assistant",
-    "gpt": "assistant", "tool": "tool", "observation": "tool",
-}  # fmt: skip
 
 
 class Tokenized(NamedTuple):
@@ -54,7 +51,7 @@ class Tokenized(NamedTuple):
         masks: each ``[n]`` bool, which response tokens are targets (False on the other side's turns).
         side: numbers that objectives read: label, margin, weight, tie, chosen_score, ...
         origin: where the row came from: ``'pairs.jsonl:17'``.
-        meta: everything else, for evaluation: ``prompt`` and ``responses`` as they were written, and the row's free fields.
+        meta: for evaluation: ``prompt`` and ``responses`` as they were written, and the row's free fields.
     """
 
     prompt: np.ndarray
@@ -63,17 +60,6 @@ class Tokenized(NamedTuple):
     side: dict[str, Any]
     origin: str
     meta: dict[str, Any] = {}
-
-
-class Message(NamedTuple):
-    """One turn; ``trained`` is False where the data gives an assistant's turn weight 0."""
-
-    role: str
-    content: str
-    trained: bool = True
-
-
-Text = str | tuple[Message, ...]
 
 
 class Record(NamedTuple):
@@ -106,10 +92,10 @@ def parse(kind: str, row: Any, *, step_separator: str = "\n") -> list[Record]:
         DataError: a field is missing, of the wrong type or empty; the message names the field, not the row.
     """
     if not isinstance(row, Mapping):
-        raise DataError(f"the row is {_kind_of(row)}; expected an object with named fields.")
+        raise DataError(f"the row is {fields.kind_of(row)}; expected an object with named fields.")
     row = {key: value for key, value in row.items() if value is not None}
     used, records = _steps(row, step_separator) if kind == "steps" else _READERS[kind](row)
-    side = {name: _number(row[name], name, NUMBERS[name]) for name in SIDES[kind] if name in row}
+    side = {name: fields.number(row[name], name, NUMBERS[name]) for name in SIDES[kind] if name in row}
     meta = {key: value for key, value in row.items() if key not in used and key not in side}
     return [record._replace(side=side | record.side, meta=meta | record.meta) for record in records]
 
@@ -120,8 +106,8 @@ def split_transcripts(chosen: str, rejected: str) -> tuple[str, str, str, bool]:
     The leading space belongs to the responses.
 
     Returns:
-        (prompt, chosen, rejected, shared): the rejected transcript is cut at the same length; ``shared`` says whether it
-        begins with the prompt. A rejected transcript that does, but goes on for more turns, was not written to this prompt.
+        (prompt, chosen, rejected, shared): the rejected transcript is cut at the same length; ``shared`` says whether
+        it begins with the prompt. One that does, but goes on for more turns, was not written to this prompt.
     """
     cut = chosen.rfind(ASSISTANT) + len(ASSISTANT)
     return chosen[:cut], chosen[cut:], rejected[cut:], rejected.startswith(chosen[:cut])
@@ -147,7 +133,7 @@ def diverging_turns(chosen: str, rejected: str) -> tuple[tuple[Message, ...], Me
 
 def _demonstration(row: Mapping) -> tuple[set[str], list[Record]]:
     if "prompt" not in row and (name := _messages_field(row)):
-        prompt, response = _split_at_first_answer(_messages(row[name], name), name)
+        prompt, response = _split_at_first_answer(fields.messages(row[name], name), name)
         return {name}, [_record(prompt, response)]
     if "completion" in row:
         prompt = _prompt(row)
@@ -155,7 +141,7 @@ def _demonstration(row: Mapping) -> tuple[set[str], list[Record]]:
     if "chosen" in row or "chosen_messages" in row:
         used, (pair,) = _pair(row, lone=True)
         return used, [pair]
-    raise _missing(row, "messages' or 'completion")
+    raise fields.missing(row, "messages' or 'completion")
 
 
 def _pair(row: Mapping, lone: bool = False) -> tuple[set[str], list[Record]]:
@@ -166,15 +152,15 @@ def _pair(row: Mapping, lone: bool = False) -> tuple[set[str], list[Record]]:
     used, names = {*names, *_prompt_fields(row)}, names[: 1 if lone else 2]
     for name in names:
         if name not in row:
-            raise _missing(row, name)
+            raise fields.missing(row, name)
     whole = isinstance(row.get("prompt"), str) and all(_is_conversation(row.get(name)) for name in names)
     if _prompt_fields(row) and not whole:
         prompt = _prompt(row)
         responses = tuple(_response(row, name, prompt) for name in names)
         return used, [_record(prompt, *responses, dropped=_same(responses))]
     if all(isinstance(row[name], str) for name in names):
-        return used, [_transcripts(*(_text(row[name], name) for name in names))]
-    turns = [_messages(row[name], name) for name in names]
+        return used, [_transcripts(*(fields.text(row[name], name) for name in names))]
+    turns = [fields.messages(row[name], name) for name in names]
     for name, value in zip(names, turns, strict=True):
         if value[-1].role != "assistant":
             raise DataError(f"field {name!r} ends with a turn of the {value[-1].role}; expected the assistant's.")
@@ -194,14 +180,15 @@ def _pair(row: Mapping, lone: bool = False) -> tuple[set[str], list[Record]]:
 def _is_conversation(value: Any) -> bool:
     """Whether a response repeats its prompt: messages that do not begin with the assistant's."""
     first = value[0] if isinstance(value, list | tuple) and value else None
-    return isinstance(first, Mapping) and ROLES.get(first.get("role", first.get("from"))) in ("system", "user")
+    return isinstance(first, Mapping) and fields.ROLES.get(first.get("role", first.get("from"))) in ("system", "user")
 
 
 def _transcripts(*texts: str) -> Record:
     """A record of one or two Anthropic HH transcripts, each split at its last assistant's turn."""
     if not all(ASSISTANT in text for text in texts):
         raise DataError(
-            "field 'prompt' is missing; expected 'prompt', or transcripts with '\\n\\nHuman:' and '\\n\\nAssistant:' in 'chosen' "
+            "field 'prompt' is missing; expected 'prompt', or transcripts with '\\n\\nHuman:' and "
+            "'\\n\\nAssistant:' in 'chosen' "
             "and 'rejected' (the common beginning of two texts is never taken for a prompt)."
         )
     cuts = [text.rfind(ASSISTANT) + len(ASSISTANT) for text in texts]
@@ -210,7 +197,7 @@ def _transcripts(*texts: str) -> Record:
     dropped = "prompts differ" if len(set(prompts)) > 1 else _same(responses)
     if not dropped:
         for name, response in zip(("chosen", "rejected"), responses, strict=False):
-            _not_empty(response, name)
+            fields.not_empty(response, name)
     return _record(prompts[0], *responses, dropped=dropped)
 
 
@@ -220,10 +207,10 @@ def _unpaired(row: Mapping) -> tuple[set[str], list[Record]]:
             used, (pair,) = _pair(row)
             both = zip(pair.responses, (1.0, 0.0), strict=True)
             return used, [pair._replace(responses=(response,), side={"label": label}) for response, label in both]
-        raise _missing(row, "label")
-    side = {"label": float(_number(row["label"], "label", bool))}
+        raise fields.missing(row, "label")
+    side = {"label": float(fields.number(row["label"], "label", bool))}
     if "prompt" not in row and (name := _messages_field(row)):
-        turns = _messages(row[name], name)
+        turns = fields.messages(row[name], name)
         if len(turns) < 2 or turns[-1].role != "assistant":
             raise DataError(
                 f"field {name!r} ends without an answer; expected a turn of the assistant after its prompt."
@@ -236,17 +223,19 @@ def _unpaired(row: Mapping) -> tuple[set[str], list[Record]]:
 def _ranked(row: Mapping) -> tuple[set[str], list[Record]]:
     prompt, completions = _prompt(row), row.get("completions")
     if completions is None:
-        raise _missing(row, "completions")
+        raise fields.missing(row, "completions")
     if not isinstance(completions, list | tuple) or len(completions) < 2:
-        raise DataError(f"field 'completions' is {_kind_of(completions)}; expected a list of at least 2 responses.")
+        raise DataError(
+            f"field 'completions' is {fields.kind_of(completions)}; expected a list of at least 2 responses."
+        )
     name = next((name for name in ("scores", "ranks") if name in row), None)
     if name is None:
-        raise _missing(row, "scores' or 'ranks")
+        raise fields.missing(row, "scores' or 'ranks")
     if not isinstance(row[name], list | tuple) or len(row[name]) != len(completions):
         raise DataError(
-            f"field {name!r} is {_kind_of(row[name])}; expected {len(completions)} numbers, one for each completion."
+            f"field {name!r} is {fields.kind_of(row[name])}; expected {len(completions)} numbers, one a completion."
         )
-    values = np.array([_number(value, name, float) for value in row[name]], np.float32)
+    values = np.array([fields.number(value, name, float) for value in row[name]], np.float32)
     responses = tuple(
         _response({f"completions[{n}]": c}, f"completions[{n}]", prompt) for n, c in enumerate(completions)
     )
@@ -264,10 +253,10 @@ def _steps(row: Mapping, separator: str) -> tuple[set[str], list[Record]]:
     name = "completions" if "completions" in row else "steps"
     steps, labels = _step_list(row, name), row.get("labels")
     if labels is None:
-        raise _missing(row, "labels")
+        raise fields.missing(row, "labels")
     if not isinstance(labels, list | tuple) or len(labels) != len(steps):
-        raise DataError(f"field 'labels' is {_kind_of(labels)}; expected {len(steps)} labels, one for each step.")
-    values = tuple(_number(label, "labels", float) for label in labels)
+        raise DataError(f"field 'labels' is {fields.kind_of(labels)}; expected {len(steps)} labels, one for each step.")
+    values = tuple(fields.number(label, "labels", float) for label in labels)
     return {"prompt", name, "labels"}, [
         _record(prompt, _separated(steps, separator))._replace(meta={"step_labels": values})
     ]
@@ -283,7 +272,7 @@ def _prompts(row: Mapping) -> tuple[set[str], list[Record]]:
     if "chosen" in row:
         used, (pair,) = _pair(row, lone=True)
         return used, [pair._replace(responses=())]
-    raise _missing(row, "prompt")
+    raise fields.missing(row, "prompt")
 
 
 _READERS = {
@@ -313,11 +302,11 @@ def _prompt_fields(row: Mapping) -> list[str]:
 
 def _prompt(row: Mapping) -> Text:
     if not _prompt_fields(row):
-        raise _missing(row, "prompt")
+        raise fields.missing(row, "prompt")
     (name,) = _prompt_fields(row)
     if isinstance(row[name], str):
-        return _text(row[name], name)
-    turns = _messages(row[name], name)
+        return fields.text(row[name], name)
+    turns = fields.messages(row[name], name)
     if turns[-1].role == "assistant":
         raise DataError(
             f"field {name!r} ends with a turn of the assistant; expected the user's, which the response answers."
@@ -328,12 +317,12 @@ def _prompt(row: Mapping) -> Text:
 def _response(row: Mapping, name: str, prompt: Text) -> Text:
     """A response in the prompt's form: text to text, messages to messages."""
     if name not in row:
-        raise _missing(row, name)
+        raise fields.missing(row, name)
     value = row[name]
     if isinstance(value, str):
-        text = _not_empty(_text(value, name), name)
+        text = fields.not_empty(fields.text(value, name), name)
         return text if isinstance(prompt, str) else (Message("assistant", text),)
-    turns = _messages(value, name)
+    turns = fields.messages(value, name)
     if turns[0].role != "assistant" or turns[-1].role != "assistant":
         raise DataError(f"field {name!r} must begin and end with a turn of the assistant.")
     if isinstance(prompt, str):
@@ -354,93 +343,9 @@ def _split_at_first_answer(turns: tuple[Message, ...], name: str) -> tuple[tuple
     return turns[: answers[0]], turns[answers[0] :]
 
 
-def _messages(value: Any, name: str) -> tuple[Message, ...]:
-    turns = [value] if isinstance(value, Mapping) else value
-    if not isinstance(turns, list | tuple) or not turns:
-        raise DataError(
-            f"field {name!r} is {_kind_of(value)}; expected a string or a list of messages with 'role' and 'content'."
-        )
-    return tuple(_message(turn, f"{name}[{n}]") for n, turn in enumerate(turns))
-
-
-def _message(turn: Any, name: str) -> Message:
-    if not isinstance(turn, Mapping):
-        raise DataError(f"field {name!r} is {_kind_of(turn)}; expected a message with 'role' and 'content'.")
-    role, content = turn.get("role", turn.get("from")), turn.get("content", turn.get("value"))
-    if role not in ROLES:
-        raise DataError(f"field {name!r} has role {role!r}; expected one of {', '.join(ROLES)}.")
-    if turn.get("tool_calls"):
-        raise DataError(
-            f"field {name!r} calls tools, which no template of this library writes; expected 'content' as text."
-        )
-    if isinstance(content, list | tuple):
-        content = "".join(_content_part(part, f"{name}.content[{n}]") for n, part in enumerate(content))
-    text = _text(content, f"{name}.content")
-    weight = _number(turn.get("weight", turn.get("loss_weight", 1)), f"{name}.weight", float)
-    if weight not in (0, 1):
-        raise DataError(f"field '{name}.weight' is {weight}; expected 0 (not trained) or 1.")
-    if ROLES[role] == "assistant":
-        _not_empty(text, f"{name}.content")
-    return Message(ROLES[role], text, weight == 1 or ROLES[role] != "assistant")
-
-
-def _content_part(part: Any, name: str) -> str:
-    if isinstance(part, Mapping) and part.get("type", "text") == "text":
-        return _text(part.get("text", part.get("value")), name)
-    kind = part.get("type") if isinstance(part, Mapping) else _kind_of(part)
-    raise DataError(f"field {name!r} is of type {kind!r}; expected text.")
-
-
 def _step_list(row: Mapping, name: str) -> list[str]:
     if name not in row:
-        raise _missing(row, name)
+        raise fields.missing(row, name)
     if not isinstance(row[name], list | tuple) or not row[name]:
-        raise DataError(f"field {name!r} is {_kind_of(row[name])}; expected a list of steps, each a string.")
-    return [_not_empty(_text(step, f"{name}[{n}]"), f"{name}[{n}]") for n, step in enumerate(row[name])]
-
-
-def _text(value: Any, name: str) -> str:
-    if not isinstance(value, str):
-        raise DataError(f"field {name!r} is {_kind_of(value)}; expected a string.")
-    try:
-        value.encode()
-    except UnicodeEncodeError as error:
-        raise DataError(
-            f"field {name!r} holds half of a surrogate pair at character {error.start}; expected valid Unicode."
-        ) from error
-    return value
-
-
-def _not_empty(text: str, name: str) -> str:
-    if not text.strip():
-        raise DataError(f"field {name!r} is empty; expected a response with at least one visible character.")
-    return text
-
-
-def _number(value: Any, name: str, kind: type) -> float | int | bool:
-    wanted = {bool: "true or false", int: "a whole number", float: "a finite number"}[kind]
-    value = value.item() if isinstance(value, np.generic) else value
-    fits = (
-        isinstance(value, bool | int)
-        if kind is not float
-        else isinstance(value, bool | int | float) and math.isfinite(value)
-    )
-    if kind is bool:
-        fits = fits and value in (0, 1)
-    if not fits or (kind is not bool and isinstance(value, bool) and name != "labels"):
-        raise DataError(f"field {name!r} is {_kind_of(value)}; expected {wanted}.")
-    return kind(value)
-
-
-def _missing(row: Mapping, name: str) -> DataError:
-    return DataError(f"field '{name}' is missing; the row has {', '.join(map(repr, row)) or 'no fields'}.")
-
-
-def _kind_of(value: Any) -> str:
-    if isinstance(value, list | tuple):
-        return f"a list of {len(value)}"
-    if isinstance(value, Mapping):
-        return f"an object with fields {', '.join(map(repr, value)) or 'none'}"
-    if isinstance(value, str):
-        return f"the string {value[:30]!r}{'...' if len(value) > 30 else ''}"
-    return "missing" if value is None else f"{type(value).__name__} {value!r}"
+        raise DataError(f"field {name!r} is {fields.kind_of(row[name])}; expected a list of steps, each a string.")
+    return [fields.not_empty(fields.text(step, f"{name}[{n}]"), f"{name}[{n}]") for n, step in enumerate(row[name])]

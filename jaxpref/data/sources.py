@@ -1,8 +1,8 @@
 """Sources: rows of JSONL, JSON, Parquet, Hugging Face data sets on disk, TFDS, and the built-in worlds.
 
-Files are found through ``etils.epath``, so that ``gs://`` works like a folder; ``.gz`` and ``.zst`` are unpacked as they
-are read. A source is told by what it is: ``path`` names files or folders, ``source='world:<name>'`` a built-in world and
-``source='tfds:<name>'`` a TensorFlow data set (read without TensorFlow).
+Files are found through ``etils.epath``, so that ``gs://`` works like a folder; ``.gz`` and ``.zst`` are unpacked as
+they are read. ``path`` names files or folders, ``source='world:<name>'`` a built-in world and ``source='tfds:<name>'``
+a TensorFlow data set (read without TensorFlow).
 """
 
 import gzip
@@ -125,7 +125,8 @@ def _open(file: epath.Path, split: str | None, report: Report) -> Iterator[Row]:
     if name.endswith(".parquet"):
         return _parquet(file)
     raise DataError(
-        f"{file}: unknown format; expected {', '.join(JSON_ENDINGS)} (also {' and '.join(PACKED_ENDINGS)}), .parquet, or the "
+        f"{file}: unknown format; expected {', '.join(JSON_ENDINGS)} (also {' and '.join(PACKED_ENDINGS)}), "
+        ".parquet, or the "
         "folder of a Hugging Face data set."
     )
 

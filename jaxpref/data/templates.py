@@ -8,7 +8,7 @@ template        writes
 =============== ====================================================================================================
 none            texts as they are, one after another, with an end-of-sequence token after each answer
 chatml          ``<|im_start|>role`` newline, the content, the end of the turn, newline
-human-assistant ``\\n\\nHuman: ...\\n\\nAssistant: ...`` as in Anthropic HH, with an end-of-sequence token after each answer
+human-assistant ``\\n\\nHuman: ...\\n\\nAssistant: ...`` as in Anthropic HH, an end-of-sequence token after an answer
 tokenizer       what the tokenizer's own Jinja template writes
 =============== ====================================================================================================
 
@@ -115,7 +115,7 @@ def load(name: str, tokenizer: Tokenizer) -> Template:
 def encode(
     tokenizer: Tokenizer, jobs: Sequence[tuple[list[Span], bool]]
 ) -> list[tuple[list[int], list[bool], list[int]]]:
-    """Tokens, target masks and the ends of the spans, of many lists of spans; every text is tokenised once, however often it occurs.
+    """Tokens, target masks and ends of the spans of many lists of spans; every text is tokenised once.
 
     Args:
         tokenizer: of the model.
@@ -155,7 +155,8 @@ def _is_transcript(prompt: Text) -> bool:
 
 
 def _messages(text: Text, role: str, raw: bool) -> tuple[Message, ...]:
-    """A string as one message; an Anthropic HH transcript as its turns, without the spaces around them, unless ``raw``."""
+    """A string as one message; an Anthropic HH transcript as its turns, without the spaces around them, unless "
+    "``raw``."""
     if not isinstance(text, str):
         return text
     if role == "user" and not raw and _is_transcript(text):
@@ -228,7 +229,8 @@ def _own_template(tokenizer: Tokenizer) -> Template:
 
 
 def _answer_spans(render, closing: re.Pattern, before: tuple[Message, ...], answer: tuple[Message, ...]) -> list[Span]:
-    """Spans of an answer in what a Jinja template writes, from prefixes of the conversation rendered one after another."""
+    """Spans of an answer in what a Jinja template writes, from prefixes of the conversation rendered one after "
+    "another."""
     conversation = before + answer
     whole, written, spans = render(conversation, False), len(render(before, True)), []
     for turn in range(len(before), len(conversation)):
@@ -238,13 +240,15 @@ def _answer_spans(render, closing: re.Pattern, before: tuple[Message, ...], answ
         start, upto = render(conversation[:turn], True), render(conversation[: turn + 1], False)
         if not upto.startswith(start):
             raise DataError(
-                "the tokenizer's chat template writes a conversation differently once it is answered, so that the answer's tokens "
+                "the tokenizer's chat template writes a conversation differently once it is answered, so that "
+                "the answer's tokens "
                 "cannot be told from the prompt's; use a built-in tokenizer.template."
             )
         closed = closing.match(upto, len(start))
         if not closed:
             raise DataError(
-                "the tokenizer's chat template writes no special token after the answer, so that a model could never learn to "
+                "the tokenizer's chat template writes no special token after the answer, so that a model could "
+                "never learn to "
                 "stop; use a built-in tokenizer.template."
             )
         body, content, end = closed[1].rstrip(), message.content.strip(), closed.end(2)
@@ -255,7 +259,8 @@ def _answer_spans(render, closing: re.Pattern, before: tuple[Message, ...], answ
         first = len(start) + len(body) - len(content)
         if not whole.startswith(upto[:end]) or len(start) < written:
             raise DataError(
-                "the tokenizer's chat template rewrites earlier turns, so that they cannot be trained together with later ones; "
+                "the tokenizer's chat template rewrites earlier turns, so that they cannot be trained together "
+                "with later ones; "
                 "set turns='last' in the stream, or use a built-in tokenizer.template."
             )
         # Text that the template puts before the answer, such as an empty thought, is not the model's to learn.

@@ -90,7 +90,8 @@ def check_vocabulary(tokenizer: Tokenizer, vocab_size: int) -> None:
     """Raises DataError when the tokenizer can produce ids that a model with ``vocab_size`` embeddings lacks."""
     if tokenizer.vocab_size > vocab_size:
         raise DataError(
-            f"tokenizer {tokenizer.name!r} has {tokenizer.vocab_size} tokens, but the model's vocabulary holds {vocab_size}; "
+            f"tokenizer {tokenizer.name!r} has {tokenizer.vocab_size} tokens, but the model's vocabulary holds "
+            f"{vocab_size}; "
             "use the model's own tokenizer, or a model whose vocabulary is at least as large."
         )
 
@@ -171,7 +172,8 @@ def _special_id(name: str, backend, token: str | Mapping | None, key: str) -> in
 
 
 def _without_prefix(description: dict) -> dict:
-    """The same tokenizer for text in mid-sequence: SentencePiece-like tokenizers put a space before every text they get."""
+    """The same tokenizer for text in mid-sequence: SentencePiece-like tokenizers put a space before every text "
+    "they get."""
 
     def mend(part):
         if isinstance(part, list):
@@ -190,7 +192,8 @@ def _without_prefix(description: dict) -> dict:
 
 @functools.cache
 def _byte() -> Tokenizer:
-    """Bytes are ids 0-255; 256 begins a sequence, 257 ends it, 258 pads in other libraries and is never trained: 259 ids."""
+    """Bytes are ids 0-255; 256 begins a sequence, 257 ends it, 258 pads in other libraries and is never "
+    "trained: 259 ids."""
     names = {"<bos>": BYTE_BOS, "<eos>": BYTE_EOS, "<pad>": BYTE_PAD}
     shown = {i: text.encode() for text, i in names.items()}
 

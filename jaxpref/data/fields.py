@@ -1,0 +1,115 @@
+"""Checked fields of a row: text, numbers and messages, or an error that names the field and what was expected."""
+
+import math
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from jaxpref.errors import DataError
+
+ROLES = {
+    "system": "system", "developer": "system", "user": "user", "human": "user", "assistant": "assistant",
+    "gpt": "assistant", "tool": "tool", "observation": "tool",
+}  # fmt: skip
+
+
+class Message(NamedTuple):
+    """One turn; ``trained`` is False where the data gives an assistant's turn weight 0."""
+
+    role: str
+    content: str
+    trained: bool = True
+
+
+Text = str | tuple[Message, ...]
+
+
+def messages(value: Any, name: str) -> tuple[Message, ...]:
+    """One message or a list of them, in the field's usual shapes: ``role`` and ``content``, or ``from`` and ``value``."""
+    turns = [value] if isinstance(value, Mapping) else value
+    if not isinstance(turns, list | tuple) or not turns:
+        raise DataError(
+            f"field {name!r} is {kind_of(value)}; expected a string or a list of messages with 'role' and 'content'."
+        )
+    return tuple(_message(turn, f"{name}[{n}]") for n, turn in enumerate(turns))
+
+
+def _message(turn: Any, name: str) -> Message:
+    if not isinstance(turn, Mapping):
+        raise DataError(f"field {name!r} is {kind_of(turn)}; expected a message with 'role' and 'content'.")
+    role, content = turn.get("role", turn.get("from")), turn.get("content", turn.get("value"))
+    if role not in ROLES:
+        raise DataError(f"field {name!r} has role {role!r}; expected one of {', '.join(ROLES)}.")
+    if turn.get("tool_calls"):
+        raise DataError(
+            f"field {name!r} calls tools, which no template of this library writes; expected 'content' as text."
+        )
+    if isinstance(content, list | tuple):
+        content = "".join(_content_part(part, f"{name}.content[{n}]") for n, part in enumerate(content))
+    content = text(content, f"{name}.content")
+    weight = number(turn.get("weight", turn.get("loss_weight", 1)), f"{name}.weight", float)
+    if weight not in (0, 1):
+        raise DataError(f"field '{name}.weight' is {weight}; expected 0 (not trained) or 1.")
+    if ROLES[role] == "assistant":
+        not_empty(content, f"{name}.content")
+    return Message(ROLES[role], content, weight == 1 or ROLES[role] != "assistant")
+
+
+def _content_part(part: Any, name: str) -> str:
+    if isinstance(part, Mapping) and part.get("type", "text") == "text":
+        return text(part.get("text", part.get("value")), name)
+    kind = part.get("type") if isinstance(part, Mapping) else kind_of(part)
+    raise DataError(f"field {name!r} is of type {kind!r}; expected text.")
+
+
+def text(value: Any, name: str) -> str:
+    """A string that can be encoded."""
+    if not isinstance(value, str):
+        raise DataError(f"field {name!r} is {kind_of(value)}; expected a string.")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise DataError(
+            f"field {name!r} holds half of a surrogate pair at character {error.start}; expected valid Unicode."
+        ) from error
+    return value
+
+
+def not_empty(text: str, name: str) -> str:
+    """A response that says something."""
+    if not text.strip():
+        raise DataError(f"field {name!r} is empty; expected a response with at least one visible character.")
+    return text
+
+
+def number(value: Any, name: str, kind: type) -> float | int | bool:
+    """A finite number of a kind: ``bool`` also takes 0 and 1; nothing else takes a truth value, step labels excepted."""
+    wanted = {bool: "true or false", int: "a whole number", float: "a finite number"}[kind]
+    value = value.item() if isinstance(value, np.generic) else value
+    fits = (
+        isinstance(value, bool | int)
+        if kind is not float
+        else isinstance(value, bool | int | float) and math.isfinite(value)
+    )
+    if kind is bool:
+        fits = fits and value in (0, 1)
+    if not fits or (kind is not bool and isinstance(value, bool) and name != "labels"):
+        raise DataError(f"field {name!r} is {kind_of(value)}; expected {wanted}.")
+    return kind(value)
+
+
+def missing(row: Mapping, name: str) -> DataError:
+    """The error for a field that a row lacks."""
+    return DataError(f"field '{name}' is missing; the row has {', '.join(map(repr, row)) or 'no fields'}.")
+
+
+def kind_of(value: Any) -> str:
+    """What a value is, in words for an error."""
+    if isinstance(value, list | tuple):
+        return f"a list of {len(value)}"
+    if isinstance(value, Mapping):
+        return f"an object with fields {', '.join(map(repr, value)) or 'none'}"
+    if isinstance(value, str):
+        return f"the string {value[:30]!r}{'...' if len(value) > 30 else ''}"
+    return "missing" if value is None else f"{type(value).__name__} {value!r}"
