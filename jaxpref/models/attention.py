@@ -94,8 +94,8 @@ def over_regions(
     """Attention over rows ``[R, T, H, head_dim]`` of any layout, by at most two ordinary calls.
 
     The prompt region attends to itself. Every response region attends to the row's prompt region and to itself:
-    regions are folded into the batch, ``[R K, Tr]`` queries against ``[R K, Tp + Tr]`` keys, causal with offset Tp. Equal
-    segment ids keep packed examples apart.
+    regions are folded into the batch, ``[R K, Tr]`` queries against ``[R K, Tp + Tr]`` keys, causal with offset Tp.
+    Equal segment ids keep packed examples apart.
 
     Args:
         attend: an implementation, such as :func:`xla`.
