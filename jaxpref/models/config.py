@@ -119,6 +119,7 @@ class ModelConfig:
         scale_embeddings: token embeddings are multiplied by sqrt(D), rounded to the compute dtype (Gemma).
         tied_embeddings: the vocabulary head is the transposed token embedding.
         final_soft_cap: soft cap of the logits; None means no cap.
+        source: text of the config.json it was read from, for the fields that only an export needs; not compared.
     """
 
     family: str = "llama"
@@ -154,6 +155,7 @@ class ModelConfig:
     scale_embeddings: bool = False
     tied_embeddings: bool = False
     final_soft_cap: float | None = None
+    source: str = dataclasses.field(default="", compare=False, repr=False)
 
     def __post_init__(self):
         sizes = ("vocab_size", "width", "layers", "heads", "key_value_heads", "head_dim", "mlp_width", "max_positions")

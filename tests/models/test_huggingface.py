@@ -1,0 +1,144 @@
+"""Import and export of every family against transformers and torch: logits, bits, and greedy tokens."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from jaxpref.batch import Layout, Rows
+from jaxpref.errors import ModelError
+from jaxpref.models import hidden, logits
+from jaxpref.models.huggingface import load_hf, load_hf_head, save_hf
+from tests.models import checkpoints
+
+pytestmark = pytest.mark.torch
+
+
+@pytest.fixture(scope="module", autouse=True)
+def torch_and_transformers():
+    """Imports both outside of any test's time."""
+    pytest.importorskip("torch")
+    pytest.importorskip("transformers.modeling_utils")
+
+
+def read_tensors(path):
+    tensors = {}
+    for file in sorted(path.glob("*.safetensors")):
+        tensors |= load_file(file)
+    return tensors
+
+
+def assert_same_tensors(actual, expected):
+    assert actual.keys() == expected.keys()
+    for name, array in expected.items():
+        assert array.dtype == actual[name].dtype, name
+        np.testing.assert_array_equal(actual[name].view(np.uint8), array.view(np.uint8), err_msg=name)
+
+
+def assert_same_logits(model, params, torch_model, tokens, valid):
+    expected = checkpoints.torch_logits(torch_model, tokens, valid)[valid]
+    actual = np.asarray(logits(model, params, jnp.asarray(tokens)))[valid]
+    assert np.max(np.abs(actual - expected)) < 1e-4 * np.max(np.abs(expected))
+
+
+def greedy(path, prompt=(5, 9, 41), length=12):
+    import torch
+    import transformers
+
+    model = transformers.AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, attn_implementation="eager")
+    # The end-of-sequence token ends nothing here, so that every run has the same length.
+    output = model.generate(
+        torch.tensor([prompt]), max_new_tokens=length, do_sample=False, eos_token_id=None, pad_token_id=0
+    )
+    return output[0].tolist()
+
+
+@pytest.mark.parametrize("variant", checkpoints.VARIANTS)
+def test_logits_equal_torch_on_ragged_batches(variant, tmp_path):
+    torch_model = checkpoints.save(variant, tmp_path)
+    model, params = load_hf(tmp_path)
+    assert_same_logits(model, params, torch_model, *checkpoints.ragged_tokens())
+
+
+@pytest.mark.parametrize("variant", checkpoints.VARIANTS)
+def test_round_trip_is_bitwise_and_generates_the_same(variant, tmp_path):
+    checkpoints.save(variant, tmp_path / "original")
+    model, params = load_hf(tmp_path / "original")
+    save_hf(model, params, tmp_path / "export")
+    assert_same_tensors(read_tensors(tmp_path / "export"), read_tensors(tmp_path / "original"))
+
+    again, params_again = load_hf(tmp_path / "export")
+    assert again.config == model.config
+    jax.tree.map(np.testing.assert_array_equal, params_again, params)
+    assert greedy(tmp_path / "export") == greedy(tmp_path / "original")
+
+
+@pytest.mark.parametrize("variant", checkpoints.VARIANTS)
+def test_exported_config_is_the_original_one(variant, tmp_path):
+    import transformers
+
+    checkpoints.save(variant, tmp_path / "original")
+    save_hf(*load_hf(tmp_path / "original"), tmp_path / "export")
+    original, export = (transformers.AutoConfig.from_pretrained(tmp_path / name) for name in ("original", "export"))
+    original, export = original.to_dict(), export.to_dict()
+    for name, value in original.items():
+        if name not in ("max_window_layers", "transformers_version") and value is not None:
+            assert export[name] == value, name
+
+
+@pytest.mark.parametrize("variant", checkpoints.FAMILIES)
+def test_reward_model_scores_equal_transformers(variant, tmp_path):
+    import torch
+    import transformers
+
+    checkpoints.save(variant, tmp_path / "original")
+    model, params = load_hf(tmp_path / "original")
+    kernel = jax.random.normal(jax.random.key(1), (model.config.width, 2 if variant == "qwen3" else 1))
+    save_hf(model, params, tmp_path / "reward", head={"kernel": kernel}, pad_token_id=0)
+
+    tokens, valid = checkpoints.ragged_tokens()
+    reward = transformers.AutoModelForSequenceClassification.from_pretrained(
+        tmp_path / "reward", dtype=torch.float32, attn_implementation="eager"
+    ).eval()
+    with torch.no_grad():
+        expected = reward(torch.tensor(tokens).long(), attention_mask=torch.tensor(valid).long()).logits.numpy()
+
+    trunk, trunk_params = load_hf(tmp_path / "reward")
+    assert "head" not in trunk_params
+    score = load_hf_head(tmp_path / "reward")
+    np.testing.assert_array_equal(score["kernel"], kernel)
+    last = valid.sum(axis=1) - 1
+    hidden = hidden_states(trunk, trunk_params, tokens)
+    actual = np.asarray(hidden @ score["kernel"])[np.arange(len(tokens)), last]
+    assert np.max(np.abs(actual - expected)) < 1e-4 * np.max(np.abs(expected))
+
+
+def hidden_states(model, params, tokens):
+    tokens = jnp.asarray(tokens)
+    positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
+    rows = Rows(tokens, jnp.zeros_like(tokens), positions, jnp.ones_like(tokens))
+    return hidden(model, params, rows, Layout(0, 1, tokens.shape[1]))
+
+
+def mesh_of_eight():
+    kinds = (jax.sharding.AxisType.Auto,) * 3
+    return jax.make_mesh((2, 2, 2), ("data", "fsdp", "tensor"), axis_types=kinds)
+
+
+@pytest.mark.parametrize("variant", checkpoints.FAMILIES)
+def test_sharded_load_and_save_equal_unsharded(variant, tmp_path):
+    checkpoints.save(variant, tmp_path / "original", vocabulary=98)
+    model, whole = load_hf(tmp_path / "original")
+    _, sharded = load_hf(tmp_path / "original", mesh=mesh_of_eight())
+    jax.tree.map(np.testing.assert_array_equal, sharded, whole)
+    query = sharded["layers"]["attention"]["query"]["kernel"]
+    assert query.addressable_shards[0].data.size == query.size // 4
+    save_hf(model, sharded, tmp_path / "export")
+    assert_same_tensors(read_tensors(tmp_path / "export"), read_tensors(tmp_path / "original"))
+
+
+def test_indivisible_mesh_is_refused(tmp_path):
+    checkpoints.save("llama2", tmp_path, vocabulary=97)
+    with pytest.raises(ModelError, match="embed/tokens"):
+        load_hf(tmp_path, mesh=mesh_of_eight())
