@@ -120,7 +120,7 @@ def frontier(
 
 
 def margins(values: Mapping[str, np.ndarray], *, title: str = "Margins", xlabel: str = "reward margin") -> Figure:
-    """Distribution of per-example margins ``[N]`` of each model, on common bins; the line at 0 parts right and wrong."""
+    """Distribution of per-example margins ``[N]`` of each model, on common bins, with a line at 0."""
     if not values or not all(np.size(value) for value in values.values()):
         raise DataError("A histogram of margins needs at least one example of each model; found none.")
     with matplotlib.rc_context(STYLE):
