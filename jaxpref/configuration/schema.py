@@ -60,7 +60,8 @@ class Length:
 class Batch:
     """How many examples make a step, and how they lie in rows (which changes no number)."""
 
-    examples: int = number(32, least=1)  # examples of a global batch
+    examples: int = number(32, least=1)  # examples of a global batch, of each data stream
+    streams: Mapping[str, int] = free()  # data stream -> its own number of examples
     layout: Literal["padded", "packed", "shared", "packed+shared"] = "padded"  # shared: responses share their prompt
     rows: int = number(0, least=0)  # rows of a micro-batch; 0: one micro-batch
     length: int = number(0, least=0)  # tokens of a packed row; 0: four times the longest sequence

@@ -1,14 +1,15 @@
-"""From data streams to the global batch of a step: which examples, laid out how, placed on which devices."""
+"""From data streams to the global batch of a step: which examples, laid out how."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from jaxpref.batch import Batch
-from jaxpref.data import layouts, order
+from jaxpref.data import Tokenized, layouts, order
 from jaxpref.errors import ConfigError
+from jaxpref.objectives import Total
 
 
 class Inputs(NamedTuple):
@@ -32,26 +33,63 @@ class Inputs(NamedTuple):
     epochs: float
     steps: int
 
-    def examples(self, step: int) -> dict[str, list]:
+    def examples(self, step: int) -> dict[str, list[Tokenized]]:
         """The examples of a step, by stream: the next ones of the global order (seed, epoch, index)."""
-        return {name: self._stream(name, step) for name in self.streams}
-
-    def _stream(self, name: str, step: int) -> list:
-        dataset, first = self.streams[name], name == next(iter(self.streams))
-        chosen = order.batch_indices(
-            step,
-            examples=len(dataset),
-            size=self.sizes[name],
-            seed=self.seed,
-            epochs=self.epochs if first else math.inf,
-        )
-        if name in self.partnered:
-            return order.with_partners(dataset, chosen, seed=self.seed)
-        return [dataset[int(index)] for _, index in chosen]
+        first = next(iter(self.streams))
+        chosen = {
+            name: order.batch_indices(
+                step,
+                examples=len(dataset),
+                size=self.sizes[name],
+                seed=self.seed,
+                epochs=self.epochs if name == first else math.inf,
+            )
+            for name, dataset in self.streams.items()
+        }
+        return {
+            name: select(dataset, chosen[name], partnered=name in self.partnered, seed=self.seed)
+            for name, dataset in self.streams.items()
+        }
 
     def batch(self, step: int) -> Batch:
         """The planned batch of a step, as numpy arrays."""
         return layouts.plan(self.examples(step), self.shape)
+
+
+def make(streams: Mapping[str, Any], objective: Total, batch, train, *, seed: int, devices: int) -> Inputs:
+    """The inputs of a run.
+
+    Args:
+        streams: data stream -> data set, in the order of the objectives.
+        objective: what reads them.
+        batch, train: sections of the config.
+        seed: of the order.
+        devices: the rows are divided over this many.
+
+    Raises:
+        ConfigError: an impossible shape, number of steps, or ragged last batch.
+    """
+    unknown = sorted(set(batch.streams) - set(streams))
+    if unknown:
+        raise ConfigError(f"batch.streams.{unknown[0]} names no stream that an objective reads; they are {', '.join(streams)}.")
+    sizes = {name: int(batch.streams.get(name, batch.examples)) for name in streams}
+    first = next(iter(streams))
+    steps, epochs = number_of_steps(train.steps, train.epochs, len(streams[first]), sizes[first])
+    if first in objective.partnered and order.number_of_examples(len(streams[first]), epochs) % sizes[first] == 1:
+        raise ConfigError(
+            f"the last batch of stream {first!r} would hold one example, which has no mismatched partner; "
+            "change batch.examples or train.epochs by a little."
+        )
+    final = reads_last_token(objective)
+    shape = shape_of(streams, sizes, objective.partnered, batch, final=final, devices=devices)
+    return Inputs(dict(streams), sizes, objective.partnered, shape, seed, epochs, steps)
+
+
+def select(dataset: Sequence[Tokenized], chosen, *, partnered: bool, seed: int) -> list[Tokenized]:
+    """Examples by (epoch, index), with mismatched responses where the objective wants them."""
+    if partnered:
+        return order.with_partners(dataset, np.asarray(chosen), seed=seed)
+    return [dataset[int(index)] for _, index in chosen]
 
 
 def number_of_steps(steps: int, epochs: float, examples: int, size: int) -> tuple[int, float]:
@@ -60,35 +98,46 @@ def number_of_steps(steps: int, epochs: float, examples: int, size: int) -> tupl
         return steps, math.inf
     if epochs <= 0:
         raise ConfigError(f"train.steps is 0 and train.epochs is {epochs}; give a positive number of steps or epochs.")
-    return math.ceil(math.floor(epochs * examples + 1e-9) / size), epochs
+    return math.ceil(order.number_of_examples(examples, epochs) / size), epochs
 
 
-def stream_shapes(streams: Mapping[str, Any], sizes: Mapping[str, int], partnered: frozenset[str]) -> dict[str, layouts.StreamShape]:
-    """Shape of each stream's examples, from its longest prompt and response."""
-    return {
-        name: layouts.StreamShape(
-            examples=sizes[name],
-            responses=2 if name in partnered else max(len(example.responses) for example in dataset),
-            prompt=max(len(example.prompt) for example in dataset),
-            response=max(len(response) for example in dataset for response in example.responses),
-            sides=shared_sides(dataset),
-        )
-        for name, dataset in streams.items()
-    }
+def reads_last_token(objective: Total) -> bool:
+    """Whether any term reads the hidden state of the last response token."""
+    return any("score" in term.needs for term in objective.terms.values())
 
 
-def shared_sides(dataset) -> tuple[str, ...]:
-    """Names of the numeric side inputs of a data set; a field that some rows lack is reported when such a row is planned."""
-    names = {key for example in dataset for key, value in example.side.items() if isinstance(value, (bool, int, float, np.number))}
-    return tuple(sorted(names))
+def shape_of(
+    streams: Mapping[str, Any], sizes: Mapping[str, int], partnered: frozenset[str], batch, *, final: bool, devices: int
+) -> layouts.BatchShape:
+    """The fixed shape of batches of these streams, from their longest prompts and responses."""
+    shapes = {name: _stream_shape(dataset, sizes[name], name in partnered) for name, dataset in streams.items()}
+    shared = batch.layout.endswith("shared")
+    return layouts.batch_shape(
+        shapes,
+        layout=batch.layout,
+        rows=batch.rows,
+        length=batch.length,
+        prompt_length=batch.prompt_length,
+        response_length=batch.response_length,
+        tokens=sum(_typical_tokens(streams[name], shape, shared) for name, shape in shapes.items()),
+        final=final,
+        multiple_of=devices,
+    )
 
 
-def typical_tokens(streams: Mapping[str, Any], sizes: Mapping[str, int], partnered: frozenset[str], shared: bool) -> int:
-    """Tokens of an average batch, from which packed layouts choose their number of rows."""
-    total = 0.0
-    for name, dataset in streams.items():
-        responses = [sum(len(r) for r in e.responses) * (2 if name in partnered else 1) for e in dataset]
-        copies = 1 if shared else (2 if name in partnered else max(len(e.responses) for e in dataset))
-        prompts = [len(e.prompt) * copies for e in dataset]
-        total += sizes[name] * float(np.mean(np.add(responses, prompts)))
-    return math.ceil(total)
+def _stream_shape(dataset, size: int, partnered: bool) -> layouts.StreamShape:
+    sides = {key for example in dataset for key in example.side}
+    return layouts.StreamShape(
+        examples=size,
+        responses=2 if partnered else max(len(example.responses) for example in dataset),
+        prompt=max(len(example.prompt) for example in dataset),
+        response=max(len(response) for example in dataset for response in example.responses),
+        sides=tuple(sorted(sides)),
+    )
+
+
+def _typical_tokens(dataset, shape: layouts.StreamShape, shared: bool) -> int:
+    """Tokens of an average batch of a stream, from which packed layouts choose their number of rows."""
+    prompt = np.mean([len(example.prompt) for example in dataset]) * (1 if shared else shape.responses)
+    response = np.mean([np.mean([len(r) for r in example.responses]) for example in dataset]) * shape.responses
+    return math.ceil(shape.examples * (prompt + response))

@@ -35,6 +35,7 @@ class ReferenceCache:
     """A directory of immutable part files; safe under concurrent writers, who can only add parts."""
 
     def __init__(self, directory: str, *, parameters: str, dtype: str):
+        self.parameters = parameters
         self.directory = epath.Path(directory) / f"{parameters}-{dtype}"
         self._entries: dict[str, np.ndarray] = {}
         if self.directory.exists():

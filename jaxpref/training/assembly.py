@@ -1,0 +1,210 @@
+"""From a config to everything a run needs: tokenizer, model, data, objective, reference, optimizer, on the mesh."""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+from etils import epath
+
+from jaxpref import data, models, objectives
+from jaxpref.configuration import Sections
+from jaxpref.errors import ConfigError
+from jaxpref.training import inputs, mesh, optimizers, selfcheck, starting, state, trees
+from jaxpref.training.digest import digest, leaf_digests
+from jaxpref.training.reference import CHANNEL, ReferenceCache
+
+
+class Assembly(NamedTuple):
+    """The parts of a run, ready to be stepped.
+
+    Attributes:
+        sections: the checked config.
+        mesh: device mesh with axes data, fsdp, tensor, sequence.
+        tokenizer: text to tokens.
+        template: name of the chat template.
+        model: how the parameters are computed.
+        inputs: the training data.
+        objective: the weighted sum of the config's terms.
+        learning_rate: schedule of the optimizer.
+        trainable: tree of bools over the parameters.
+        shapes: the train state's shapes, dtypes and shardings.
+        state: the train state at step 0.
+        reference: the reference's parameters, or None.
+        cache: cached reference log-probs, or None.
+        optimizer: optax transformation of the trainable leaves.
+    """
+
+    sections: Sections
+    mesh: jax.sharding.Mesh
+    tokenizer: data.tokenizers.Tokenizer
+    template: str
+    model: models.Transformer
+    inputs: inputs.Inputs
+    objective: objectives.Total
+    optimizer: Any
+    learning_rate: Any
+    trainable: Any
+    shapes: state.TrainState
+    state: state.TrainState
+    reference: Any
+    cache: ReferenceCache | None
+
+    @property
+    def cached(self) -> frozenset[str]:
+        """Channels that travel with the examples."""
+        return frozenset() if self.cache is None else frozenset({CHANNEL})
+
+    def place(self, step: int):
+        """The global batch of a step, on its devices."""
+        examples = self.inputs.examples(step)
+        batch = data.layouts.plan(examples, self.inputs.shape)
+        if self.cache is not None:
+            batch = self.cache.attach(batch, examples, self.inputs.shape)
+        return mesh.place_batch(batch, self.mesh)
+
+    def compile_step(self):
+        """The jitted train step ``(state, reference, key, batch) -> (state, metrics)``; the state is donated."""
+        step = state.make_step(
+            self.model,
+            self.objective,
+            self.optimizer,
+            self.trainable,
+            self.inputs.shape.layout,
+            cached=self.cached,
+            decay=self.sections.ema.decay,
+        )
+        shardings = jax.tree.map(lambda leaf: leaf.sharding, self.shapes)
+        return jax.jit(step, donate_argnums=0, out_shardings=(shardings, None))
+
+    def starts_at_reference(self) -> bool:
+        """Whether policy and reference have equal parameters."""
+        if self.cache is not None:
+            return self.cache.parameters == digest(self.state.params["model"])
+        return self.reference is not None and digest(self.reference) == digest(self.state.params["model"])
+
+    def check_movement(self, before: Mapping[str, int], after: state.TrainState) -> None:
+        """Raises TrainingError unless exactly the trainable leaves have moved since the digests ``before``."""
+        selfcheck.check_movement(
+            before, leaf_digests(after.params), trees.leaves(self.trainable), models.invariant_leaves(self.model)
+        )
+
+
+def assemble(sections: Sections, workdir: str, *, stages: epath.Path | None = None, report=print) -> Assembly:
+    """Builds every part of a run.
+
+    Args:
+        sections: the checked config.
+        workdir: run folder, where cached reference log-probs lie by default.
+        stages: folder with the runs of earlier stages.
+        report: is given lines of text on what was read and dropped.
+    """
+    devices = mesh.make_mesh(sections.mesh)
+    source = starting.resolve(sections.init_from, stages)
+    tokenizer = starting.load_tokenizer(sections.tokenizer.path, source)
+    objective = objectives.build(sections.objectives)
+    streams = load_streams(sections, objective, tokenizer, report)
+    fed = inputs.make(
+        streams,
+        objective,
+        sections.batch,
+        sections.train,
+        seed=sections.seed,
+        devices=devices.shape["data"] * devices.shape["fsdp"],
+    )
+    with jax.set_mesh(devices):
+        model, params = starting.load_model(sections.model, source, devices, seed=sections.seed)
+        data.tokenizers.check_vocabulary(tokenizer, model.config.vocab_size)
+        heads, objective_state = objective.init(jax.random.fold_in(jax.random.key(sections.seed), 1), model)
+        params = {"model": params, "heads": heads}
+        trainable = optimizers.trainable_mask(params, sections.groups)
+        optimizer, learning_rate = optimizers.make(sections.optimizer, sections.groups, params, steps=fed.steps)
+
+        def create(params, objective_state):
+            return state.create(params, trainable, optimizer, objective_state, average=sections.ema.decay > 0)
+
+        shapes = jax.eval_shape(create, params, objective_state)
+        shardings = mesh.state_shardings(shapes, model, devices)
+        shapes = jax.tree.map(
+            lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where), shapes, shardings
+        )
+        fresh = jax.jit(create, out_shardings=shardings)(params, objective_state)
+        reference = load_reference(sections, objective, model, fresh.params["model"], devices, stages)
+        cache = None
+        if sections.reference.kind == "cached":
+            cache = ReferenceCache(
+                sections.reference.cache or f"{workdir}/reference",
+                parameters=digest(reference),
+                dtype=model.dtype.name,
+            )
+    return Assembly(
+        sections=sections,
+        mesh=devices,
+        tokenizer=tokenizer,
+        template=sections.tokenizer.template,
+        model=model,
+        inputs=fed,
+        objective=objective,
+        optimizer=optimizer,
+        learning_rate=learning_rate,
+        trainable=trainable,
+        shapes=shapes,
+        state=fresh,
+        reference=reference,
+        cache=cache,
+    )
+
+
+def load_streams(sections: Sections, objective: objectives.Total, tokenizer, report) -> dict[str, data.Dataset]:
+    """The data streams that objectives read, in the order of the objectives; one that nothing reads is an error."""
+    wanted = list(dict.fromkeys(term.stream for term in objective.terms.values()))
+    for name, term in objective.terms.items():
+        if term.stream not in sections.data:
+            raise ConfigError(
+                f"config.objectives.{name}.data is {term.stream!r}, which config.data lacks; "
+                f"it has {', '.join(sections.data) or 'no streams'}."
+            )
+    evaluated = {section["data"] for section in sections.evals.values() if isinstance(section.get("data"), str)}
+    unread = sorted(set(sections.data) - set(wanted) - evaluated)
+    if unread:
+        raise ConfigError(f"config.data.{unread[0]} is read by no objective and no evaluation; remove it.")
+    return {name: load_stream(sections, name, sections.data[name], tokenizer, report) for name in wanted}
+
+
+def load_stream(sections: Sections, name: str, stream: Mapping[str, Any], tokenizer, report) -> data.Dataset:
+    """One data stream under the run's length rule and template; what was dropped or cut is reported."""
+    dataset = data.load_stream(stream, tokenizer, vars(sections.length), template=sections.tokenizer.template, name=name)
+    report(dataset.summary())
+    return dataset
+
+
+def load_reference(sections: Sections, objective, model, policy, devices, stages):
+    """The reference's parameters: a copy of the starting policy, or what ``reference.path`` names; None where unused.
+
+    Raises:
+        ConfigError: an objective needs a reference and the config has none, or the other way round.
+        ModelError: the reference is another architecture.
+    """
+    kind, path = sections.reference.kind, sections.reference.path
+    of_reference = {n: sorted(t.needs & models.vocabulary.OF_REFERENCE) for n, t in objective.terms.items()}
+    users = {name: needs for name, needs in of_reference.items() if needs}
+    if kind == "none":
+        if users:
+            raise ConfigError(
+                f"config.objectives.{next(iter(users))} compares with a reference, but config.reference.kind is 'none'; "
+                "set it to 'frozen' or 'cached'."
+            )
+        return None
+    if not users:
+        raise ConfigError(f"config.reference.kind is {kind!r}, but no objective compares with a reference; set 'none'.")
+    for name, needs in users.items():
+        beyond = [need for need in needs if need != CHANNEL]
+        if kind == "cached" and beyond:
+            raise ConfigError(
+                f"config.objectives.{name} needs {', '.join(beyond)} of the reference, which are not cached; "
+                "set config.reference.kind to 'frozen'."
+            )
+    if not path:
+        return jax.tree.map(lambda leaf: leaf.copy(), policy)  # the policy's own buffers are donated
+    other, params = starting.load_model(sections.model, starting.resolve(path, stages), devices, seed=sections.seed)
+    starting.check_same_architecture(model, other, f"config.reference.path={path!r}")
+    return params

@@ -1,0 +1,127 @@
+"""Where a run starts: an architecture from scratch, a Hugging Face directory, another run, or an earlier stage."""
+
+import dataclasses
+import json
+import os
+from typing import Any, NamedTuple
+
+import jax
+from etils import epath
+
+from jaxpref import data, models
+from jaxpref.data import worlds
+from jaxpref.errors import ConfigError, ModelError
+from jaxpref.training import checkpoints, mesh
+
+MODEL_FILE, TOKENIZER_FOLDER = "model.json", "tokenizer"
+
+
+class Source(NamedTuple):
+    """A place that parameters can come from: ``kind`` is ``scratch``, ``run`` or ``hf``."""
+
+    kind: str
+    path: str
+
+
+def resolve(name: str, stages: epath.Path | None = None) -> Source:
+    """Finds what ``init_from`` or ``reference.path`` names.
+
+    Args:
+        name: empty (from scratch), ``stage:<name>``, ``hf://org/name``, a run folder, or a Hugging Face directory.
+        stages: folder with the runs of earlier stages.
+
+    Raises:
+        ConfigError: there is no such place.
+    """
+    if not name:
+        return Source("scratch", "")
+    if name.startswith("hf://"):
+        return Source("hf", models.resolve_hf(name))
+    if name.startswith("stage:"):
+        if stages is None:
+            raise ConfigError(f"{name!r} names a stage, but this config is no part of a pipeline; give a run's folder.")
+        path = stages / name.removeprefix("stage:")
+    else:
+        path = epath.Path(os.path.expandvars(name)).expanduser()
+    if (path / MODEL_FILE).exists():
+        return Source("run", str(path))
+    if (path / "config.json").exists():
+        return Source("hf", str(path))
+    raise ConfigError(
+        f"{name!r} ({path}) is neither a run (it has no {MODEL_FILE}) nor a Hugging Face directory (no config.json)."
+    )
+
+
+def load_tokenizer(spec: str, source: Source) -> data.tokenizers.Tokenizer:
+    """The tokenizer of a config: ``tokenizer.path``, or that of the starting point, or bytes from scratch.
+
+    Args:
+        spec: ``byte``, ``world:<name>``, a directory, or empty.
+        source: the starting point.
+    """
+    if spec.startswith("world:"):
+        return worlds.tokenizer(spec.removeprefix("world:"))
+    if spec or source.kind == "scratch":
+        return data.tokenizers.load(spec or "byte")
+    return data.tokenizers.load(source.path if source.kind == "hf" else os.path.join(source.path, TOKENIZER_FOLDER))
+
+
+def load_model(section, source: Source, devices: jax.sharding.Mesh, *, seed: int) -> tuple[models.Transformer, Any]:
+    """The transformer and its parameters, sharded over the mesh.
+
+    Args:
+        section: the config's ``model``.
+        source: the starting point.
+        devices: the mesh.
+        seed: of parameters from scratch.
+    """
+    computed = {name: getattr(section, name) for name in ("dtype", "param_dtype", "remat", "attention", "chunk")}
+    if source.kind == "hf":
+        _no_overrides(section, source)
+        model, params = models.load_hf(source.path, dtype=section.param_dtype, mesh=devices)
+        return dataclasses.replace(model, **computed), params
+    if source.kind == "run":
+        _no_overrides(section, source)
+        described = json.loads((epath.Path(source.path) / MODEL_FILE).read_text())
+        model = models.Transformer(models.ModelConfig.from_dict(described), **computed)
+        return model, checkpoints.load_model_params(source.path, parameter_shapes(model, devices))
+    if section.name not in models.BUILTIN:
+        raise ConfigError(f"config.model.name is {section.name!r}; expected one of {', '.join(models.BUILTIN)}.")
+    fields = models.BUILTIN[section.name].to_dict() | dict(section.overrides)
+    model = models.Transformer(models.ModelConfig.from_dict(fields), **computed)
+    shapes = parameter_shapes(model, devices)
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, shapes)
+    make = jax.jit(lambda key: models.init(model, key), out_shardings=shardings)
+    return model, make(jax.random.fold_in(jax.random.key(seed), 0))
+
+
+def parameter_shapes(model: models.Transformer, devices: jax.sharding.Mesh):
+    """Shapes, dtypes and shardings of the model's parameters."""
+    shapes = jax.eval_shape(lambda: models.init(model, jax.random.key(0)))
+    specs = models.shard_specs(models.sharding_rules(model), shapes, devices)
+    return jax.tree.map(
+        lambda leaf, spec: jax.ShapeDtypeStruct(
+            leaf.shape, leaf.dtype, sharding=jax.sharding.NamedSharding(devices, spec)
+        ),
+        shapes,
+        specs,
+    )
+
+
+def _no_overrides(section, source: Source) -> None:
+    if section.overrides:
+        raise ConfigError(
+            f"config.model.overrides changes the architecture of {source.path}, whose weights fix it; remove it."
+        )
+
+
+def check_same_architecture(policy: models.Transformer, reference: models.Transformer, where: str) -> None:
+    """Raises ModelError when the reference is another architecture than the policy."""
+    fields = policy.config.to_dict(), reference.config.to_dict()
+    differing = [name for name in fields[0] if name != "family" and fields[0][name] != fields[1][name]]
+    if differing:
+        name = differing[0]
+        raise ModelError(
+            f"{where} is another architecture than the policy: {name} is {fields[1][name]}, not {fields[0][name]}; "
+            "channels of both come from one forward, so use a reference of the same architecture."
+        )
