@@ -7,7 +7,7 @@ from jaxpref.objectives.registry import register
 
 
 def _log_two(hyperparameters, side):
-    return None if hyperparameters.get("reference_free") else math.log(2)
+    return math.log(2)
 
 
 def _sft_reduction(hyperparameters):

@@ -27,7 +27,8 @@ class Objective(NamedTuple):
         stream: the data stream that it reads.
         needs: channels of the forward: ``logps``, ``ref_logps``, ``score``, ...
         init: ``(key, model) -> (parts, state)``: trainable heads and the running state, empty where there is none.
-        denominators: ``(examples) -> {"examples": n, "tokens": n}`` from data only, at least 1.
+        denominators: ``(examples) -> {"examples": n, "tokens": n}`` from data only, at least 1: examples that count,
+            and target tokens of their first responses.
         loss: ``(outputs, examples, denominators, state, key, step) -> (scalar, {metric: (sum, count)}, state)``.
         coupled: whether an example's gradient depends on other examples.
         partnered: whether every example needs a mismatched response as response 1.
@@ -157,6 +158,8 @@ def _build_term(name: str, fields: dict[str, Any]) -> Objective:
     for field, value in values.items():
         if isinstance(value, schedules.Schedule) and isinstance(defaults.get(field), bool | str):
             raise ConfigError(f"{place}.{field} is a schedule; only numbers can move with the step.")
+        if isinstance(defaults.get(field), bool) and not isinstance(value, bool):
+            raise ConfigError(f"{place}.{field} is {value!r}; expected True or False.")
     weight = values.pop("weight")
     _check(place, method, weight, values)
     return bind(name, method, stream, weight, values)
@@ -192,28 +195,23 @@ def bind(name: str, method: registry.Method, stream: str, weight: Any, hyperpara
         return parts, method.init_state(schedules.ends(hyperparameters)[0]) if method.init_state else {}
 
     def denominators(examples):
-        where = valid(method, examples)
-        counts = {"examples": jnp.sum(where), "tokens": jnp.sum(examples.mask[:, 0] & where[:, None])}
-        return {key: jnp.maximum(count.astype(jnp.result_type(float)), 1) for key, count in counts.items()}
+        return {unit: jnp.maximum(count, 1) for unit, count in counts(method, examples).items()}
 
     def loss(outputs, examples, denominators, state, key, step):
         now = {field: schedules.at(value, step) for field, value in hyperparameters.items()}
         view = inputs.View(outputs, examples, valid(method, examples))
-        scored = view
-        if reference_free:
-            scored = view._replace(outputs=outputs | {"ref_logps": jnp.zeros_like(outputs["logps"])})
-        arrays = {argument: inputs.read(argument, scored) for argument in _present(name, method, examples)}
-        provided = {"state": state, "key": key}
-        provided = {argument: provided[argument] for argument in registry.PROVIDED if argument in method.arguments}
+        absent = {"ref_logps": jnp.zeros_like(outputs["logps"])} if reference_free else {}
+        read = view._replace(outputs=outputs | absent)
+        arrays = {argument: inputs.read(argument, read) for argument in _present(name, method, examples)}
+        provided = {a: v for a, v in (("state", state), ("key", key)) if a in method.arguments}
         values, state, aux = _unpack(method, method.loss(**arrays, **provided, **(now | replaced)), state)
         chex.assert_shape(values, view.valid.shape)
         values = jnp.where(view.valid, values, 0)
         if "weight" in examples.side:
             values *= jnp.where(view.valid, examples.side["weight"], 0).astype(values.dtype)
         value = jnp.sum(values)
-        counts = {"examples": jnp.sum(view.valid), "tokens": jnp.sum(examples.mask[:, 0] & view.valid[:, None])}
         collected = metrics.collect(method, view, arrays, now, aux)
-        collected["loss"] = jax.lax.stop_gradient(value), counts[denominator].astype(value.dtype)
+        collected["loss"] = jax.lax.stop_gradient(value), counts(method, examples)[denominator]
         return value / denominators[denominator], collected, state
 
     def at_reference(examples):
@@ -242,6 +240,13 @@ def bind(name: str, method: registry.Method, stream: str, weight: Any, hyperpara
 def valid(method: registry.Method, examples: Examples) -> jax.Array:
     """Rows ``[N]`` that count: not padding, and no response that the method reads is empty."""
     return examples.where & jnp.all(lengths(examples)[:, list(registry.FEEDBACK[method.feedback])] > 0, axis=-1)
+
+
+def counts(method: registry.Method, examples: Examples) -> dict[str, jax.Array]:
+    """Examples that count, and target tokens of their first responses."""
+    where = valid(method, examples)
+    numbers = {"examples": jnp.sum(where), "tokens": jnp.sum(examples.mask[:, 0] & where[:, None])}
+    return {unit: number.astype(jnp.result_type(float)) for unit, number in numbers.items()}
 
 
 def _present(term: str, method: registry.Method, examples: Examples) -> list[str]:

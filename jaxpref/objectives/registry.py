@@ -109,7 +109,7 @@ def register(
         coupled: whether an example's gradient depends on other examples.
         reward_scale: hyperparameter that scales the logged implicit rewards, if the loss has it.
         at_reference: ``(hyperparameters, side) -> value`` or ``[N]`` of the loss where policy and reference are equal;
-            None where it has no closed form.
+            not asked when the hyperparameters leave the reference out.
         reduction: ``hyperparameters -> (replaced hyperparameters, "examples" or "tokens")`` for a loss whose
             batch-level form is a sum over examples divided by something else than their number.
         init_state: ``hyperparameters -> state`` of a stateful loss.

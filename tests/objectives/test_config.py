@@ -39,6 +39,7 @@ def test_every_config_builds(name):
         (lambda: build("dpo", beta=-1.0), "config.objectives.term .dpo.: beta is -1.0, but must be a finite"),
         (lambda: build("dpo", weight=-1.0), "weight is -1.0, but must be"),
         (lambda: build("dpo", data=""), "term.data is ''; expected the name of a data stream"),
+        (lambda: build("dpo", reference_free="no"), "reference_free is 'no'; expected True or False"),
         (lambda: build("ipo", normalize="none"), "normalize is 'none', but must be one of 'length', 'sum'"),
         (lambda: build("dpo", reference_free={"schedule": "constant", "start": 1}), "only numbers can move"),
     ],
