@@ -18,6 +18,7 @@ REQUIRED = [
     "grain>=0.2.16",
     "jax>=0.10",
     "jinja2>=3.1",
+    "markupsafe>=2.1",
     "matplotlib>=3.9",
     "ml-collections>=1.1",
     "numpy>=2.0",

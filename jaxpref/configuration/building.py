@@ -81,6 +81,8 @@ def typed(value: Any, annotation: Any, place: str) -> Any:
         value = tuple(value)
     if not isinstance(value, expected) or (isinstance(value, bool) and expected is not bool):
         raise ConfigError(f"{place} is {value!r}; expected {_name(annotation)}.")
+    if expected is Mapping and arguments:
+        return {name: typed(inner, arguments[1], f"{place}.{name}") for name, inner in value.items()}
     if expected is tuple and arguments and arguments[-1] is not Ellipsis:
         if len(value) != len(arguments):
             raise ConfigError(f"{place} is {value!r}; expected {len(arguments)} values.")

@@ -118,7 +118,7 @@ def _is_open(parents: list[str]) -> bool:
     """Whether a section may get a field that the file has not set; its builder then checks the field."""
     inner = _inside_stage(parents) if parents else []
     in_entry = len(inner) > 1 and inner[0] in ("data", "evals")
-    return in_entry or inner[:1] == ["compare"] or inner[:2] == ["model", "overrides"]
+    return in_entry or inner[:1] == ["compare"] or inner[:2] in (["model", "overrides"], ["batch", "streams"])
 
 
 def _refuse_renaming(config: ConfigDict, field: str, spec: str) -> None:
