@@ -37,9 +37,9 @@ def mixture():
 
 def test_total_is_the_weighted_sum_of_its_terms(mixture):
     total, outputs, examples = mixture
+    parts = {name: run(term, outputs[name], examples[term.stream]) for name, term in total.terms.items()}
     for step, weight in ((0, 0.0), (1, 0.2), (5, 0.4)):
         value, metrics, state = run(total, outputs, examples, step=jnp.array(step))
-        parts = {name: run(term, outputs[name], examples[term.stream]) for name, term in total.terms.items()}
         expected = 0.8 * parts["align"][0] + weight * parts["imitate"][0] + parts["judge"][0]
         assert float(value) == pytest.approx(float(expected), rel=1e-6)
         assert state == {}
