@@ -117,8 +117,9 @@ def replicate(x: jax.Array) -> jax.Array:
 def gathered(layer: Any, dtype: Any) -> Any:
     """Casts one layer's weights to the compute dtype and undoes their ``fsdp`` sharding.
 
-    Casting first halves the traffic of bfloat16; saying where the gather happens keeps XLA from sharding activations by
-    width instead. Scales of norms keep their dtype, because norms compute in float32.
+    Casting first halves the traffic of bfloat16; saying where the gather happens keeps XLA from dividing activations by
+    width instead, and gives each device only its part of the gradient. Scales of norms keep their dtype, because norms
+    compute in float32.
     """
 
     def gather(path, leaf):
@@ -126,8 +127,9 @@ def gathered(layer: Any, dtype: Any) -> Any:
         if name.endswith("scale"):
             return leaf
         spec = next((spec for pattern, spec in _LAYER_RULES if re.search(pattern, name)), PartitionSpec())
-        axes = [None if axis == "fsdp" else axis for axis in spec[1:]]
-        return constrain(leaf.astype(dtype), *axes, *(None,) * (leaf.ndim - len(axes)))
+        stored = [*spec[1:], *(None,) * leaf.ndim][: leaf.ndim]
+        used = [None if axis == "fsdp" else axis for axis in stored]
+        return constrain(constrain(leaf, *stored).astype(dtype), *used)
 
     return jax.tree_util.tree_map_with_path(gather, layer)
 

@@ -102,7 +102,7 @@ def run_layers(
     if model.remat != "none":
         # Inside a scan nothing can be merged across the recomputation, so the barrier against it is not needed.
         block = jax.checkpoint(block, policy=_POLICIES[model.remat], prevent_cse=False)
-    x = constrain(embed(model, params, tokens, positions), BATCH, "sequence", None)
+    x = embed(model, params, tokens, positions)
     numbers, local = np.arange(config.layers, dtype=np.int32), np.asarray(config.local)
     (x, memory), _ = jax.lax.scan(block, (x, memory), (params["layers"], numbers, local))
     return norm(config, params["norm"], x), memory
@@ -127,12 +127,12 @@ def residual_block(config: ModelConfig, weights: Any, x: jax.Array, memory: Any,
 def embed(model: Transformer, params: Any, tokens: jax.Array, positions: jax.Array) -> jax.Array:
     """Token embeddings (plus learned positions) ``[B, T, D]`` in the compute dtype."""
     config = model.config
-    x = _look_up(params["embed"]["tokens"], tokens).astype(model.dtype)
+    x = _look_up(params["embed"]["tokens"], tokens, "tensor").astype(model.dtype)
     if config.scale_embeddings:
         x = x * jnp.asarray(config.width**0.5, model.dtype)
     if config.learned_positions:
-        x = x + _look_up(params["embed"]["positions"], positions).astype(model.dtype)
-    return x
+        x = x + _look_up(params["embed"]["positions"], positions, None).astype(model.dtype)
+    return constrain(x, BATCH, "sequence", None)
 
 
 def project(config: ModelConfig, weights: Any, x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -178,8 +178,15 @@ def wide_dtype(dtype: Any):
     return jnp.promote_types(dtype, jnp.float32)
 
 
-def _look_up(table: jax.Array, index: jax.Array) -> jax.Array:
-    return table.at[index].get(mode="fill", fill_value=jnp.nan)
+def _look_up(table: jax.Array, index: jax.Array, rows: str | None) -> jax.Array:
+    """Rows of a table whose rows lie over the mesh axis ``rows`` and whose width lies over ``fsdp``.
+
+    Every device looks up its part of the width for all tokens; exchanging those for the whole width of its own tokens
+    moves one activation. Otherwise XLA gathers the table, and adds up a whole gradient of it on every device.
+    """
+    table = constrain(table, rows, "fsdp")
+    found = table.at[constrain(index, "data", "sequence")].get(mode="fill", fill_value=jnp.nan)
+    return constrain(constrain(found, "data", "sequence", "fsdp"), BATCH, "sequence", None)
 
 
 def _linear(subscripts: str, x: jax.Array, weights: Any) -> jax.Array:

@@ -1,4 +1,4 @@
-"""Tiny architectures of every supported family, with random parameters that leave no norm or bias at its neutral value."""
+"""Tiny architectures of every supported family, with random parameters: no norm or bias has its neutral value."""
 
 import dataclasses
 

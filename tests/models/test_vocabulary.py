@@ -118,8 +118,8 @@ def test_the_kernel_gradient_is_summed_over_chunks_in_float32():
     hidden = jnp.full((count, 1), 1 / count, jnp.bfloat16)
 
     def total(kernel):
-        values = vocabulary.scan(hidden, kernel, jnp.zeros(count, int), {"logit": lambda p, _: p.logits[..., 0]}, chunk=1)
-        return jnp.sum(values["logit"])
+        first = {"logit": lambda policy, _: policy.logits[..., 0]}
+        return jnp.sum(vocabulary.scan(hidden, kernel, jnp.zeros(count, int), first, chunk=1)["logit"])
 
     gradient = jax.jit(jax.grad(total))(jnp.zeros((1, 2), jnp.bfloat16))
     assert gradient.dtype == jnp.bfloat16
