@@ -222,7 +222,7 @@ def save_hf(
     With a head the family's ``...ForSequenceClassification`` is written, without the vocabulary's output matrix.
     transformers reads the score at the rightmost token that is not ``pad_token_id``, so that a padding token which may
     end a text (say the end-of-sequence token) would move the score: such a one is never written. The order of choice
-    is ``pad_token_id``, the tokenizer's padding token, that of the source's config, the beginning-of-sequence token.
+    is ``pad_token_id``, that of the source's config, the tokenizer's padding token, the beginning-of-sequence token.
 
     Args:
         model: the transformer.
@@ -250,7 +250,8 @@ def save_hf(
         score = files.Output(names.SCORE, kernel.size * kernel.dtype.itemsize, lambda: _host(kernel).T.copy())
         outputs.append(score)
     fields = configs.to_fields(family, model.config, dtype=leaves["embed/tokens"].dtype.name)
-    fields |= _special_tokens(tokenizer, pad_token_id)
+    fields |= _special_tokens(fields, tokenizer, model.config)
+    fields |= {} if pad_token_id is None else {"pad_token_id": pad_token_id}
     if kernel is not None:
         fields |= configs.reward_fields(family, fields, outputs=kernel.shape[1], pad_token_id=pad_token_id)
     write = jax.process_index() == 0
@@ -300,14 +301,23 @@ def _score_kernel(head, config):
     return kernel
 
 
-def _special_tokens(tokenizer, pad_token_id: int | None) -> dict[str, int]:
-    """Token ids that the tokenizer or the caller knows better than the source's config."""
-    fields = {}
-    if tokenizer is not None and not isinstance(tokenizer, str | os.PathLike):
-        fields = {"bos_token_id": tokenizer.bos_id, "eos_token_id": tokenizer.eos_id}
-        padding = [number for text, number in tokenizer.special.items() if "pad" in text.lower()]
-        fields |= {"pad_token_id": padding[0]} if padding else {}
-    return fields if pad_token_id is None else fields | {"pad_token_id": pad_token_id}
+def _special_tokens(fields: dict[str, Any], tokenizer, config) -> dict[str, int]:
+    """Token ids that the tokenizer knows and the source's config does not."""
+    if tokenizer is None or isinstance(tokenizer, str | os.PathLike):
+        return {}
+    if tokenizer.vocab_size > config.vocab_size:
+        raise ModelError(
+            f"The tokenizer has {tokenizer.vocab_size} ids, but the model's vocabulary has {config.vocab_size}; "
+            "export the model with the tokenizer that it was trained with."
+        )
+    known = {"bos_token_id": tokenizer.bos_id} if tokenizer.bos_id is not None else {}
+    ends = fields.get("eos_token_id")
+    if tokenizer.eos_id not in (ends if isinstance(ends, list) else [ends]):
+        known["eos_token_id"] = tokenizer.eos_id
+    padding = [text for text in tokenizer.special if text.lower().strip("<|[]>") in ("pad", "padding")]
+    if padding and fields.get("pad_token_id") is None:
+        known["pad_token_id"] = tokenizer.special[padding[0]]
+    return known
 
 
 def _write_generation(directory: epath.Path, fields: dict[str, Any], *, causal: bool) -> None:

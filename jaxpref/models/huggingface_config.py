@@ -64,8 +64,9 @@ def family_fields(fields: Fields, where) -> tuple[str, Fields]:
     """The family and its own fields: those of the text model when the directory holds a multimodal Gemma 3."""
     kind = fields.get("model_type")
     if kind == "gemma3" and isinstance(fields.get("text_config"), dict):
-        outer = {name: fields[name] for name in fields.keys() & (NEUTRAL | {"quantization_config"})}
-        fields = outer | fields["text_config"] | {"model_type": "gemma3_text"}
+        known = NEUTRAL | {"quantization_config"}
+        outer = {name: value for name, value in fields.items() if name in known and value is not None}
+        fields = fields["text_config"] | outer | {"model_type": "gemma3_text"}
         kind = "gemma3_text"
     if kind not in FAMILIES:
         raise ModelError(f"{where}/config.json: model_type is {kind!r}; supported are {', '.join(FAMILIES)}.")

@@ -96,13 +96,13 @@ def _header(file: epath.Path) -> dict[str, Stored]:
             raise ModelError(f"{broken} ({size} bytes cannot hold its header); download it again.")
         try:
             header = json.loads(stream.read(length))
-        except (UnicodeDecodeError, json.JSONDecodeError):
-            raise ModelError(f"{broken} (its header is not JSON); download it again.") from None
+            entries = {name: entry for name, entry in header.items() if name != "__metadata__"}
+            places = {name: tuple(map(int, entry["data_offsets"])) for name, entry in entries.items()}
+        except (UnicodeDecodeError, ValueError, AttributeError, KeyError, TypeError):
+            raise ModelError(f"{broken} (its header cannot be read); download it again.") from None
     tensors = {}
-    for name, entry in header.items():
-        if name == "__metadata__":
-            continue
-        begin, end = entry["data_offsets"]
+    for name, entry in entries.items():
+        begin, end = places[name]
         if 8 + length + end > size:
             raise ModelError(f"{broken}: {name} ends at byte {8 + length + end} of {size}; download it again.")
         shape = tuple(entry["shape"])

@@ -1,4 +1,4 @@
-"""Small random checkpoints of every family, made with transformers and torch (which are imported only when one is made).
+"""Small random checkpoints of every family, made with transformers and torch (imported only when one is made).
 
 Every bias and norm scale is random, so that one that is dropped, or added where it should not be, shows.
 """
@@ -32,13 +32,22 @@ LLAMA_3_ROPE = dict(
     original_max_position_embeddings=16,
 )
 
+LONG_ROPE = dict(
+    rope_type="longrope",
+    rope_theta=1e4,
+    partial_rotary_factor=1.0,
+    short_factor=[1.0, 1.1, 1.3, 1.6],
+    long_factor=[1.5, 2.0, 4.0, 8.0],
+    original_max_position_embeddings=32,
+)
+
 # Name of a variant: model_type and the fields of its config.
 VARIANTS: dict[str, tuple[str, dict]] = {
     "llama2": ("llama", dict(SIZES)),
     "llama3": ("llama", dict(SIZES, rope_parameters=LLAMA_3_ROPE)),
     "llama-linear": ("llama", dict(SIZES, rope_parameters=dict(rope_type="linear", rope_theta=1e4, factor=3.0))),
     "llama-tied-wide-heads": ("llama", dict(SIZES, tie_word_embeddings=True, head_dim=12)),
-    "llama-attention-bias": ("llama", dict(SIZES, attention_bias=True)),
+    "llama-biases": ("llama", dict(SIZES, attention_bias=True, mlp_bias=True)),
     "mistral": ("mistral", dict(SIZES, sliding_window=5)),
     "mistral-no-window": ("mistral", dict(SIZES, sliding_window=None, head_dim=16)),
     "qwen2": ("qwen2", dict(SIZES)),
@@ -76,6 +85,7 @@ VARIANTS: dict[str, tuple[str, dict]] = {
         "phi3",
         dict(SIZES, rope_parameters=dict(rope_type="default", rope_theta=1e4, partial_rotary_factor=0.5)),
     ),
+    "phi3-long": ("phi3", dict(SIZES, rope_parameters=LONG_ROPE, original_max_position_embeddings=32)),
     "gpt2": ("gpt2", dict(GPT_2)),
     "gpt2-inner": ("gpt2", dict(GPT_2, n_inner=48, activation_function="relu")),
     "gpt_neox": (
@@ -88,7 +98,7 @@ FAMILIES = ["llama3", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3", 
 
 
 def randomize(model) -> None:
-    """Draws every parameter anew: matrices that keep activations near one, norm scales and biases far from their start."""
+    """Draws every parameter anew: matrices that keep activations near one, scales and biases far from their start."""
     import torch
 
     generator = torch.Generator().manual_seed(0)

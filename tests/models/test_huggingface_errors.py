@@ -1,4 +1,4 @@
-"""Broken, foreign and unsupported directories: each is one sentence that names what is wrong."""
+"""Directories without torch: files of other savers, and broken or unsupported ones, each refused in one sentence."""
 
 import json
 import re
@@ -209,6 +209,82 @@ def test_buffers_of_older_files_are_ignored(directory):
     frequencies = {"model.layers.0.self_attn.rotary_emb.inv_freq": lambda array: np.ones(2, np.float32)}
     edit_tensors(directory, **frequencies)
     load_hf(directory)
+
+
+def test_older_gpt_2_files_have_no_prefix_and_carry_masks(tmp_path):
+    config = ModelConfig(
+        family="gpt2",
+        vocab_size=23,
+        width=16,
+        layers=2,
+        heads=4,
+        key_value_heads=4,
+        head_dim=4,
+        mlp_width=24,
+        max_positions=32,
+        learned_positions=True,
+        rope=None,
+        norm="layer",
+        norm_bias=True,
+        attention_bias=True,
+        attention_out_bias=True,
+        activation="gelu_tanh",
+        gated=False,
+        mlp_bias=True,
+        tied_embeddings=True,
+    )
+    model = Transformer(config)
+    params = init(model, jax.random.key(0))
+    save_hf(model, params, tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors")
+    tensors = {name.removeprefix("transformer."): array for name, array in tensors.items()}
+    masks = {f"h.{layer}.attn.bias": np.ones((1, 1, 32, 32), np.uint8) for layer in range(2)}
+    save_file(tensors | masks, tmp_path / "model.safetensors")
+    again, params_again = load_hf(tmp_path)
+    assert again.config == config
+    jax.tree.map(np.testing.assert_array_equal, params_again, params)
+
+
+@pytest.mark.parametrize("layout", ["language_model.model.", "model.language_model."])
+def test_text_model_inside_a_multimodal_gemma_3(layout, tmp_path):
+    config = ModelConfig(
+        family="gemma3_text",
+        vocab_size=23,
+        width=16,
+        layers=2,
+        heads=4,
+        key_value_heads=2,
+        head_dim=8,
+        mlp_width=24,
+        max_positions=32,
+        window=4,
+        local_layers=(True, False),
+        rope=Rope(theta=1e6, scaling="linear", factor=8.0),
+        local_rope=Rope(theta=1e4),
+        norm_epsilon=1e-6,
+        norm_offset=1.0,
+        scale_embeddings=True,
+        post_norm=True,
+        query_key_norm="head",
+        activation="gelu_tanh",
+        tied_embeddings=True,
+    )
+    model = Transformer(config)
+    params = init(model, jax.random.key(0))
+    save_hf(model, params, tmp_path)
+    fields = json.loads((tmp_path / "config.json").read_text())
+    whole = dict(model_type="gemma3", text_config=fields, vision_config={}, eos_token_id=[1, 106])
+    (tmp_path / "config.json").write_text(json.dumps(whole))
+    tensors = load_file(tmp_path / "model.safetensors")
+    tensors = {layout + name.removeprefix("model."): array for name, array in tensors.items()}
+    vision = {layout.split("language_model")[0] + "vision_tower.patch.weight": np.ones((2, 2), np.float32)}
+    save_file(tensors | vision, tmp_path / "model.safetensors")
+    with pytest.warns(UserWarning, match="1 vision tensor"):
+        again, params_again = load_hf(tmp_path)
+    assert again.config == config
+    jax.tree.map(np.testing.assert_array_equal, params_again, params)
+    save_hf(again, params_again, tmp_path / "export")
+    assert json.loads((tmp_path / "export" / "config.json").read_text())["eos_token_id"] == [1, 106]
 
 
 def test_bare_model_without_prefix(trained, tmp_path):
