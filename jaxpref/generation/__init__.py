@@ -1,9 +1,13 @@
-"""Generation: the jitted sampler, and texts made with it.
+"""Generation: the jitted sampler, texts made with it, and the command that answers files of prompts.
 
->>> sampled = generate(model, params, prompts, key=jax.random.key(0), max_tokens=64, stop_ids=template.stop_ids)
+>>> template = data.templates.load("chatml", tokenizer)
+>>> texts, generated = generate_texts(
+...     model, params, tokenizer, template, ["How are you?"], key=jax.random.key(0), max_tokens=64
+... )
 """
 
-from jaxpref.generation.sampler import Generated, bucket, generate
-from jaxpref.generation.sampling import Rule
+from jaxpref.generation import command, sampling
+from jaxpref.generation.sampler import Generated, bucket, generate, stream
+from jaxpref.generation.texts import decode, encode, generate_texts
 
-__all__ = ["Generated", "Rule", "bucket", "generate"]
+__all__ = ["Generated", "bucket", "command", "decode", "encode", "generate", "generate_texts", "sampling", "stream"]

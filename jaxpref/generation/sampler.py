@@ -66,14 +66,7 @@ def generate(
     *,
     key: jax.Array,
     max_tokens: int,
-    temperature: float = 1.0,
-    top_k: int = 0,
-    top_p: float = 1.0,
-    stop_ids: Sequence[int] = (),
-    batch_size: int = 32,
-    samples: int = 1,
-    rows: Sequence[int] | None = None,
-    prompt_length: int | None = None,
+    **options: Any,
 ) -> list[Generated]:
     """Continues every prompt.
 
@@ -90,10 +83,10 @@ def generate(
         prompts: token ids, at least one each (a beginning-of-sequence token counts).
         key: ``jax.random.key(seed)``.
         max_tokens: longest continuation, the stop token included.
-        temperature, top_k, top_p: see :class:`jaxpref.generation.sampling.Rule`.
-        stop_ids: a continuation ends with the first of these.
-        batch_size: rows computed together; on a mesh rounded up to a multiple of ``data * fsdp``.
-        samples: continuations of each prompt.
+        temperature, top_k, top_p: see :class:`jaxpref.generation.sampling.Rule`; all of the distribution by default.
+        stop_ids: a continuation ends with the first of these; none by default.
+        batch_size: rows computed together (32); on a mesh rounded up to a multiple of ``data * fsdp``.
+        samples: continuations of each prompt (1).
         rows: number of each prompt, which names its random stream; by default its place in ``prompts``.
         prompt_length: prompts are padded to this length; by default to the power of two (16 at least) that holds the
             longest. Give it when several calls shall share one compilation.
@@ -106,25 +99,47 @@ def generate(
         DataError: a prompt is empty or has a token outside the vocabulary.
         ModelError: prompt and continuation are longer than the model's table of positions, or the model gives NaN.
     """
+    return list(stream(model, params, prompts, key=key, max_tokens=max_tokens, **options))
+
+
+def stream(
+    model: models.Transformer,
+    params: Any,
+    prompts: Sequence[Sequence[int]],
+    *,
+    key: jax.Array,
+    max_tokens: int,
+    temperature: float = 1.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    stop_ids: Sequence[int] = (),
+    batch_size: int = 32,
+    samples: int = 1,
+    rows: Sequence[int] | None = None,
+    prompt_length: int | None = None,
+) -> Iterator[Generated]:
+    """Like :func:`generate`, but hands over the continuations of a batch as soon as they are done."""
     rule = sampling.check(sampling.Rule(temperature, top_k, top_p))
     _check_counts(max_tokens=max_tokens, batch_size=batch_size, samples=samples)
     prompts = [np.asarray(prompt, np.int32).reshape(-1) for prompt in prompts]
-    if not prompts:
-        return []
     rows = range(len(prompts)) if rows is None else rows
     if len(rows) != len(prompts):
         raise ConfigError(f"rows has {len(rows)} numbers for {len(prompts)} prompts; expected one for each.")
-    _check_prompts(model.config, prompts, max_tokens)
-    length = bucket(max(map(len, prompts))) if prompt_length is None else prompt_length
-    if length < max(map(len, prompts)):
-        raise ConfigError(f"prompt_length is {length}, but a prompt has {max(map(len, prompts))} tokens.")
-    stops = np.array(sorted(set(stop_ids)), np.int32)
+    longest = max(map(len, prompts), default=1)
+    _check_prompts(model.config, prompts, longest + max_tokens)
+    length = bucket(longest) if prompt_length is None else prompt_length
+    if length < longest:
+        raise ConfigError(f"prompt_length is {length}, but a prompt has {longest} tokens.")
     jobs = [(prompt, row, sample) for prompt, row in zip(prompts, rows, strict=True) for sample in range(samples)]
-    found = []
+    stops = np.array(sorted(set(stop_ids)), np.int32)
+
+    def run(inputs: _Inputs) -> _State:
+        with _mesh_of(params):
+            return _sample(model, rule, max_tokens, params, inputs, key, stops)
+
     with _mesh_of(params):
-        for inputs in _batches(jobs, min(batch_size, len(jobs)), length):
-            found += _cut(_sample(model, rule, max_tokens, params, inputs, key, stops), inputs)
-    return found[: len(jobs)]
+        batches = _batches(jobs, min(batch_size, len(jobs)), length)
+    return (each for inputs in batches for each in _cut(run(inputs), inputs))
 
 
 def bucket(length: int) -> int:
@@ -172,26 +187,29 @@ def _sample(model, rule, max_tokens, params, inputs: _Inputs, key, stops) -> _St
     return jax.tree.map(models.replicate, end._replace(cache=None))
 
 
-def _batches(jobs: list, size: int, length: int) -> Iterator[_Inputs]:
+def _batches(jobs: list, size: int, length: int) -> list[_Inputs]:
     """Fixed shapes: prompts padded on the left, the last batch filled up with rows without a prompt."""
     shards = _batch_divisor()
-    size = -(-size // shards) * shards
+    size = max(1, -(-size // shards)) * shards
+    batches = []
     for first in range(0, len(jobs), size):
         inputs = _Inputs(np.zeros((size, length), np.int32), *np.zeros((3, size), np.int32))
         for place, (prompt, row, sample) in enumerate(jobs[first : first + size]):
             inputs.tokens[place, length - len(prompt) :] = prompt
             inputs.lengths[place], inputs.rows[place], inputs.samples[place] = len(prompt), row, sample
-        yield inputs
+        batches.append(inputs)
+    return batches
 
 
 def _cut(state: _State, inputs: _Inputs) -> list[Generated]:
-    """Rows without their padding."""
+    """Rows without their padding; none of the rows that only fill up the batch."""
     tokens, logps, lengths, finished = map(np.asarray, (state.tokens, state.logps, state.lengths, state.finished))
     if np.isnan(logps).any():
         raise ModelError("the model gives NaN instead of log-probabilities; its parameters are damaged or diverged.")
     return [
         Generated(tokens[place, :n].copy(), logps[place, :n].copy(), bool(finished[place]))
         for place, n in enumerate(lengths)
+        if inputs.lengths[place]
     ]
 
 
@@ -217,7 +235,7 @@ def _check_counts(**counts: int) -> None:
             raise ConfigError(f"{name} is {count!r}; expected a whole number, 1 at least.")
 
 
-def _check_prompts(config: models.ModelConfig, prompts: list[np.ndarray], max_tokens: int) -> None:
+def _check_prompts(config: models.ModelConfig, prompts: list[np.ndarray], needed: int) -> None:
     for number, prompt in enumerate(prompts):
         if not len(prompt):
             raise DataError(f"prompt {number} has no tokens; expected at least a beginning-of-sequence token.")
@@ -226,10 +244,10 @@ def _check_prompts(config: models.ModelConfig, prompts: list[np.ndarray], max_to
                 f"prompt {number} has tokens {prompt.min()} to {prompt.max()}, but the model's vocabulary holds "
                 f"{config.vocab_size}; use the model's own tokenizer."
             )
-    longest, allowed = max(map(len, prompts)), config.longest_sequence
-    if longest + max_tokens <= allowed:
+    if needed <= config.longest_sequence:
         return
-    found = f"a prompt of {longest} tokens and max_tokens = {max_tokens} are more than the {allowed} positions that "
+    found = f"the longest prompt and max_tokens together take {needed} positions, but the model was made for "
+    found += f"{config.longest_sequence}; shorten the prompt, or lower max_tokens."
     if config.learned_positions:
-        raise ModelError(f"{found}the model has learned; shorten the prompt, or lower max_tokens.")
-    warnings.warn(f"{found}the model was made for; what comes after them is extrapolated.", stacklevel=3)
+        raise ModelError(found)
+    warnings.warn(found, stacklevel=4)
