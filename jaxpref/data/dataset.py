@@ -136,8 +136,12 @@ def _check(stream: dict[str, Any], name: str) -> tuple[str, list[dict[str, Any]]
             )
     for number, entry in enumerate(entries):
         general = tuple(field for field in SOURCE_FIELDS if field not in ("path", "source", "lines"))
-        known = (*general, *sources.options_of(entry, kind))
+        known = (*general, *sources.options_of(entry))
         _known(path.format(number), entry, known, also=() if "sources" in stream else STREAM_FIELDS)
+        if "path" not in entry and "source" not in entry:
+            raise ConfigError(
+                f"{path.format(number)} names no data; expected 'path' (files) or 'source' ('world:<name>')."
+            )
     if len({"weight" in entry for entry in entries}) > 1:
         raise ConfigError(
             f"data.{name}.sources: some have a 'weight' and some have none; give all of them one, or none."
@@ -234,7 +238,7 @@ def _mix(groups: list[list[Tokenized]], entries: list[dict[str, Any]], ledger: L
     if min(weights) <= 0:
         raise ConfigError(f"the weights of sources are {weights}; expected positive numbers.")
     places = [
-        grain.MapDataset.source([(number, index) for index in range(len(group))]).shuffle(seed=number).repeat(repeat)
+        grain.MapDataset.source([(number, index) for index in range(len(group))]).seed(number).shuffle().repeat(repeat)
         for number, (group, repeat) in enumerate(zip(groups, repeats, strict=True))
     ]
     mixture = grain.MapDataset.mix(places, weights)

@@ -170,8 +170,8 @@ def _assemble(
         tuple(np.array(mask, bool) for mask in masks),
         record.side,
         origin,
-        {"prompt": _shown(record.prompt), "responses": tuple(map(_shown, record.responses))}
-        | record.meta
+        record.meta
+        | {"prompt": _shown(record.prompt), "responses": tuple(map(_shown, record.responses))}
         | _step_ends(record, answers, rule),
     )
 

@@ -26,8 +26,13 @@ Text = str | tuple[Message, ...]
 
 
 def messages(value: Any, name: str) -> tuple[Message, ...]:
-    """One message or a list of them, in the field's usual shapes: ``role`` and ``content``, or ``from`` and ``value``."""
+    """One message or a list of them, each with ``role`` and ``content``, or ``from`` and ``value``.
+
+    Some data sets store a list of messages by columns, as one object with lists.
+    """
     turns = [value] if isinstance(value, Mapping) else value
+    if isinstance(value, Mapping) and all(isinstance(column, list) for column in value.values()):
+        turns = [dict(zip(value, cells, strict=False)) for cells in zip(*value.values(), strict=False)]
     if not isinstance(turns, list | tuple) or not turns:
         raise DataError(
             f"field {name!r} is {kind_of(value)}; expected a string or a list of messages with 'role' and 'content'."
@@ -39,7 +44,7 @@ def _message(turn: Any, name: str) -> Message:
     if not isinstance(turn, Mapping):
         raise DataError(f"field {name!r} is {kind_of(turn)}; expected a message with 'role' and 'content'.")
     role, content = turn.get("role", turn.get("from")), turn.get("content", turn.get("value"))
-    if role not in ROLES:
+    if not isinstance(role, str) or role not in ROLES:
         raise DataError(f"field {name!r} has role {role!r}; expected one of {', '.join(ROLES)}.")
     if turn.get("tool_calls"):
         raise DataError(
@@ -84,19 +89,16 @@ def not_empty(text: str, name: str) -> str:
 
 
 def number(value: Any, name: str, kind: type) -> float | int | bool:
-    """A finite number of a kind: ``bool`` also takes 0 and 1; nothing else takes a truth value, step labels excepted."""
-    wanted = {bool: "true or false", int: "a whole number", float: "a finite number"}[kind]
+    """A finite number of a kind; ``bool`` also takes 0 and 1, the others take no truth value."""
     value = value.item() if isinstance(value, np.generic) else value
-    fits = (
-        isinstance(value, bool | int)
-        if kind is not float
-        else isinstance(value, bool | int | float) and math.isfinite(value)
-    )
-    if kind is bool:
-        fits = fits and value in (0, 1)
-    if not fits or (kind is not bool and isinstance(value, bool) and name != "labels"):
-        raise DataError(f"field {name!r} is {kind_of(value)}; expected {wanted}.")
-    return kind(value)
+    if kind is bool and (isinstance(value, bool) or (isinstance(value, int) and value in (0, 1))):
+        return bool(value)
+    if kind is int and isinstance(value, int) and not isinstance(value, bool):
+        return value
+    if kind is float and isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
+        return float(value)
+    wanted = {bool: "true or false", int: "a whole number", float: "a finite number"}[kind]
+    raise DataError(f"field {name!r} is {kind_of(value)}; expected {wanted}.")
 
 
 def missing(row: Mapping, name: str) -> DataError:

@@ -44,7 +44,8 @@ def batch_indices(step: int, *, examples: int, size: int, seed: int, epochs: flo
 
 @functools.lru_cache(maxsize=64)
 def _order(examples: int, seed: int) -> grain.MapDataset:
-    return grain.MapDataset.range(examples).shuffle(seed=seed % 2**32).repeat()
+    # A seed given to shuffle() itself is added to the epoch, so that epoch 1 of seed 0 would be epoch 0 of seed 1.
+    return grain.MapDataset.range(examples).seed(seed).shuffle().repeat()
 
 
 def with_partners(dataset: Sequence[Tokenized], chosen: np.ndarray, *, seed: int) -> list[Tokenized]:

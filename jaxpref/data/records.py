@@ -16,6 +16,7 @@ Every prompt and response is a string or a list of messages. A file of pairs als
 response), as unpaired data (two rows a pair) and as prompts.
 """
 
+import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -115,12 +116,9 @@ def split_transcripts(chosen: str, rejected: str) -> tuple[str, str, str, bool]:
 
 def transcript_messages(transcript: str) -> tuple[Message, ...]:
     """The turns of an Anthropic HH transcript; a last turn without words, the cue to answer, is left out."""
-    messages = []
-    for part in transcript.replace(HUMAN, "\0user\0").replace(ASSISTANT, "\0assistant\0").split("\0")[1:]:
-        if part in ("user", "assistant"):
-            messages.append(Message(part, ""))
-        else:
-            messages[-1] = messages[-1]._replace(content=part.strip())
+    _, *parts = re.split(r"\n\n(Human|Assistant):", transcript)
+    roles = ("user" if name == "Human" else "assistant" for name in parts[::2])
+    messages = [Message(role, content.strip()) for role, content in zip(roles, parts[1::2], strict=True)]
     return tuple(messages[:-1] if messages and not messages[-1].content else messages)
 
 
@@ -132,15 +130,14 @@ def diverging_turns(chosen: str, rejected: str) -> tuple[tuple[Message, ...], Me
 
 
 def _demonstration(row: Mapping) -> tuple[set[str], list[Record]]:
-    if "prompt" not in row and (name := _messages_field(row)):
-        prompt, response = _split_at_first_answer(fields.messages(row[name], name), name)
-        return {name}, [_record(prompt, response)]
     if "completion" in row:
         prompt = _prompt(row)
-        return {"prompt", "completion"}, [_record(prompt, _response(row, "completion", prompt))]
+        return {*_prompt_fields(row), "completion"}, [_record(prompt, _response(row, "completion", prompt))]
     if "chosen" in row or "chosen_messages" in row:
-        used, (pair,) = _pair(row, lone=True)
-        return used, [pair]
+        return _pair(row, lone=True)
+    if name := _messages_field(row):
+        prompt, response = _split_at_first_answer(fields.messages(row[name], name), name)
+        return {name}, [_record(prompt, response)]
     raise fields.missing(row, "messages' or 'completion")
 
 
@@ -180,7 +177,7 @@ def _pair(row: Mapping, lone: bool = False) -> tuple[set[str], list[Record]]:
 def _is_conversation(value: Any) -> bool:
     """Whether a response repeats its prompt: messages that do not begin with the assistant's."""
     first = value[0] if isinstance(value, list | tuple) and value else None
-    return isinstance(first, Mapping) and fields.ROLES.get(first.get("role", first.get("from"))) in ("system", "user")
+    return isinstance(first, Mapping) and first.get("role", first.get("from")) in ("system", "user", "human")
 
 
 def _transcripts(*texts: str) -> Record:
@@ -217,7 +214,9 @@ def _unpaired(row: Mapping) -> tuple[set[str], list[Record]]:
             )
         return {name, "label"}, [_record(turns[:-1], turns[-1:], side=side)]
     prompt = _prompt(row)
-    return {"prompt", "completion", "label"}, [_record(prompt, _response(row, "completion", prompt), side=side)]
+    return {*_prompt_fields(row), "completion", "label"}, [
+        _record(prompt, _response(row, "completion", prompt), side=side)
+    ]
 
 
 def _ranked(row: Mapping) -> tuple[set[str], list[Record]]:
@@ -239,7 +238,7 @@ def _ranked(row: Mapping) -> tuple[set[str], list[Record]]:
     responses = tuple(
         _response({f"completions[{n}]": c}, f"completions[{n}]", prompt) for n, c in enumerate(completions)
     )
-    return {"prompt", "completions", name}, [_record(prompt, *responses, side={name: values})]
+    return {*_prompt_fields(row), "completions", name}, [_record(prompt, *responses, side={name: values})]
 
 
 def _steps(row: Mapping, separator: str) -> tuple[set[str], list[Record]]:
@@ -256,7 +255,8 @@ def _steps(row: Mapping, separator: str) -> tuple[set[str], list[Record]]:
         raise fields.missing(row, "labels")
     if not isinstance(labels, list | tuple) or len(labels) != len(steps):
         raise DataError(f"field 'labels' is {fields.kind_of(labels)}; expected {len(steps)} labels, one for each step.")
-    values = tuple(fields.number(label, "labels", float) for label in labels)
+    numbers = (int(label) if isinstance(label, bool) else label for label in labels)
+    values = tuple(fields.number(label, "labels", float) for label in numbers)
     return {"prompt", name, "labels"}, [
         _record(prompt, _separated(steps, separator))._replace(meta={"step_labels": values})
     ]

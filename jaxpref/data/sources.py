@@ -34,32 +34,37 @@ def read(options: Mapping[str, Any], kind: str, report: Report) -> Iterator[Row]
         report: is told (origin, error) of a row that cannot be read; it raises, or counts.
 
     Raises:
-        ConfigError: neither a path nor a known source.
         DataError: a file is missing, of an unknown format, or damaged.
     """
-    source, path = options.get("source"), options.get("path")
-    if (source is None) == (path is None):
-        raise ConfigError(
-            "a data source has either 'path' (files) or 'source' ('world:<name>', 'tfds:<name>'); give exactly one."
-        )
-    if path is not None:
-        yield from _files(path, options, report)
+    if "path" in options:
+        yield from _files(options["path"], options, report)
         return
+    source = options["source"]
     scheme, _, name = source.partition(":")
-    if scheme not in _SCHEMES or not name:
-        raise ConfigError(f"source is {source!r}; expected 'world:<name>' or 'tfds:<name>', or 'path' for files.")
     rows = _SCHEMES[scheme](
         name, kind, {key: value for key, value in options.items() if key not in ("source", "lines")}
     )
     yield from _select(((f"{source}:{n}", row) for n, row in enumerate(rows, 1)), options.get("lines"))
 
 
-def options_of(options: Mapping[str, Any], kind: str) -> tuple[str, ...]:
-    """Names of the fields that a source of this description reads."""
-    scheme, _, name = str(options.get("source", "")).partition(":")
-    if scheme == "world":
-        return ("source", "lines", "world", *_world_options(name, options))
-    return ("source", "lines", "split", "data_dir") if scheme == "tfds" else ("path", "lines", "split")
+def options_of(options: Mapping[str, Any]) -> tuple[str, ...]:
+    """Names of the fields that a source of this description reads.
+
+    Raises:
+        ConfigError: an unknown source, or a source and a path.
+    """
+    if "path" in options and "source" in options:
+        raise ConfigError(
+            "a data source has 'path' (files) and 'source' ('world:<name>', 'tfds:<name>'); give exactly one."
+        )
+    if "source" not in options:
+        return ("path", "lines", "split")
+    scheme, _, name = str(options["source"]).partition(":")
+    if scheme not in _SCHEMES or not name:
+        raise ConfigError(
+            f"source is {options['source']!r}; expected 'world:<name>' or 'tfds:<name>', or 'path' for files."
+        )
+    return ("source", "lines", *(_world_options(name, options) if scheme == "world" else ("split", "data_dir")))
 
 
 def expand(path: str | os.PathLike) -> epath.Path:
@@ -238,7 +243,7 @@ def _tfds(name: str, kind: str, options: Mapping[str, Any]) -> Iterator[Any]:
 
 
 def _decoded(value: Any) -> Any:
-    """TFDS gives bytes for text, and a dict of lists for a sequence of dicts."""
+    """TFDS gives bytes for text and arrays for lists."""
     if isinstance(value, Mapping):
         return {key: _decoded(each) for key, each in value.items()}
     if hasattr(value, "tolist"):
@@ -266,7 +271,7 @@ def _world_options(name: str, options: Mapping[str, Any]) -> tuple[str, ...]:
     from jaxpref.data import worlds
 
     parameters = inspect.signature(worlds.get(name, **options.get("world", {})).records).parameters
-    return tuple(parameter for parameter in parameters if parameter not in ("self", "kind"))
+    return ("world", *(parameter for parameter in parameters if parameter not in ("self", "kind")))
 
 
 _SCHEMES = {"world": _world, "tfds": _tfds}
