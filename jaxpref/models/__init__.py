@@ -10,7 +10,7 @@ from jaxpref.models.builtin import BUILTIN
 from jaxpref.models.cache import Cache, extend, init_cache
 from jaxpref.models.channels import channels, head_kernel, head_logits, logits, token_logps
 from jaxpref.models.config import ModelConfig, Rope, Transformer
-from jaxpref.models.parameters import count, init
+from jaxpref.models.parameters import count, init, invariant_leaves
 from jaxpref.models.sharding import BATCH, constrain, replicate, shard_specs, sharding_rules
 from jaxpref.models.transformer import hidden
 
@@ -30,6 +30,7 @@ __all__ = [
     "hidden",
     "init",
     "init_cache",
+    "invariant_leaves",
     "logits",
     "replicate",
     "shard_specs",

@@ -114,3 +114,12 @@ def _linear(name: str, shape: tuple[int, ...], fan_in: int, *, bias: bool) -> di
 def _residual(fan_in: int, config: ModelConfig) -> int:
     """Fan-in of a kernel whose output joins 2 * layers others in the residual stream."""
     return fan_in * 2 * config.layers
+
+
+def invariant_leaves(model: Transformer) -> list[str]:
+    """Regular expressions of leaves that no loss on the output can move.
+
+    Without rotary positions a key bias adds the same number to all scores of a query, which softmax ignores.
+    """
+    absolute = model.config.rope is None and model.config.query_key_norm == "none"
+    return [r"attention/key/bias$"] if absolute and model.config.attention_bias else []

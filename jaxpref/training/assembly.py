@@ -1,5 +1,6 @@
 """From a config to everything a run needs: tokenizer, model, data, objective, reference, optimizer, on the mesh."""
 
+import functools
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -8,7 +9,7 @@ from etils import epath
 
 from jaxpref import data, models, objectives
 from jaxpref.configuration import Sections
-from jaxpref.errors import ConfigError
+from jaxpref.errors import ConfigError, DataError
 from jaxpref.training import inputs, mesh, optimizers, selfcheck, starting, state, trees
 from jaxpref.training.digest import digest, leaf_digests
 from jaxpref.training.reference import CHANNEL, ReferenceCache
@@ -54,6 +55,14 @@ class Assembly(NamedTuple):
         """Channels that travel with the examples."""
         return frozenset() if self.cache is None else frozenset({CHANNEL})
 
+    def identity(self) -> dict[str, Any]:
+        """What a checkpoint must share with the run that continues it."""
+        return {
+            "seed": self.sections.seed,
+            "data": {name: dataset.fingerprint for name, dataset in self.inputs.streams.items()},
+            "tokenizer": self.tokenizer.digest,
+        }
+
     def place(self, step: int):
         """The global batch of a step, on its devices."""
         examples = self.inputs.examples(step)
@@ -74,7 +83,8 @@ class Assembly(NamedTuple):
             decay=self.sections.ema.decay,
         )
         shardings = jax.tree.map(lambda leaf: leaf.sharding, self.shapes)
-        return jax.jit(step, donate_argnums=0, out_shardings=(shardings, None))
+        whole = jax.sharding.NamedSharding(self.mesh, jax.sharding.PartitionSpec())
+        return jax.jit(step, donate_argnums=0, out_shardings=(shardings, whole))
 
     def starts_at_reference(self) -> bool:
         """Whether policy and reference have equal parameters."""
@@ -84,9 +94,10 @@ class Assembly(NamedTuple):
 
     def check_movement(self, before: Mapping[str, int], after: state.TrainState) -> None:
         """Raises TrainingError unless exactly the trainable leaves have moved since the digests ``before``."""
-        selfcheck.check_movement(
-            before, leaf_digests(after.params), trees.leaves(self.trainable), models.invariant_leaves(self.model)
-        )
+        invariant = [f"^model/.*{leaf}" for leaf in models.invariant_leaves(self.model)]
+        if not any(term.needs & models.vocabulary.FUNCTIONS.keys() for term in self.objective.terms.values()):
+            invariant.append("^model/head/")  # a reward model never asks for the next token
+        selfcheck.check_movement(before, leaf_digests(after.params), trees.leaves(self.trainable), invariant)
 
 
 def assemble(sections: Sections, workdir: str, *, stages: epath.Path | None = None, report=print) -> Assembly:
@@ -101,15 +112,17 @@ def assemble(sections: Sections, workdir: str, *, stages: epath.Path | None = No
     devices = mesh.make_mesh(sections.mesh)
     source = starting.resolve(sections.init_from, stages)
     tokenizer = starting.load_tokenizer(sections.tokenizer.path, source)
+    template = starting.template_name(sections.tokenizer.template, tokenizer)
     objective = objectives.build(sections.objectives)
-    streams = load_streams(sections, objective, tokenizer, report)
+    load = functools.partial(load_stream, sections, tokenizer=tokenizer, template=template, report=report)
+    streams = load_streams(sections, objective, load)
     fed = inputs.make(
         streams,
         objective,
         sections.batch,
         sections.train,
         seed=sections.seed,
-        devices=devices.shape["data"] * devices.shape["fsdp"],
+        devices=mesh.batch_devices(devices),
     )
     with jax.set_mesh(devices):
         model, params = starting.load_model(sections.model, source, devices, seed=sections.seed)
@@ -140,7 +153,7 @@ def assemble(sections: Sections, workdir: str, *, stages: epath.Path | None = No
         sections=sections,
         mesh=devices,
         tokenizer=tokenizer,
-        template=sections.tokenizer.template,
+        template=template,
         model=model,
         inputs=fed,
         objective=objective,
@@ -154,7 +167,7 @@ def assemble(sections: Sections, workdir: str, *, stages: epath.Path | None = No
     )
 
 
-def load_streams(sections: Sections, objective: objectives.Total, tokenizer, report) -> dict[str, data.Dataset]:
+def load_streams(sections: Sections, objective: objectives.Total, load) -> dict[str, data.Dataset]:
     """The data streams that objectives read, in the order of the objectives; one that nothing reads is an error."""
     wanted = list(dict.fromkeys(term.stream for term in objective.terms.values()))
     for name, term in objective.terms.items():
@@ -167,13 +180,15 @@ def load_streams(sections: Sections, objective: objectives.Total, tokenizer, rep
     unread = sorted(set(sections.data) - set(wanted) - evaluated)
     if unread:
         raise ConfigError(f"config.data.{unread[0]} is read by no objective and no evaluation; remove it.")
-    return {name: load_stream(sections, name, sections.data[name], tokenizer, report) for name in wanted}
+    return {name: load(name, sections.data[name]) for name in wanted}
 
 
-def load_stream(sections: Sections, name: str, stream: Mapping[str, Any], tokenizer, report) -> data.Dataset:
-    """One data stream under the run's length rule and template; what was dropped or cut is reported."""
-    dataset = data.load_stream(stream, tokenizer, vars(sections.length), template=sections.tokenizer.template, name=name)
+def load_stream(sections: Sections, name: str, stream: Mapping[str, Any], *, tokenizer, template: str, report):
+    """One data stream under the run's length rule; what was dropped or cut is reported."""
+    dataset = data.load_stream(stream, tokenizer, vars(sections.length), template=template, name=name)
     report(dataset.summary())
+    if not len(dataset):
+        raise DataError(f"config.data.{name} holds no example; look at what was dropped above.")
     return dataset
 
 
@@ -208,3 +223,20 @@ def load_reference(sections: Sections, objective, model, policy, devices, stages
     other, params = starting.load_model(sections.model, starting.resolve(path, stages), devices, seed=sections.seed)
     starting.check_same_architecture(model, other, f"config.reference.path={path!r}")
     return params
+
+
+def summary(parts: Assembly) -> str:
+    """What is about to run, in a few lines of text."""
+    fed, shape = parts.inputs, parts.inputs.shape
+    sizes = ", ".join(f"{size} {name}" for name, size in fed.sizes.items())
+    axes = " x ".join(f"{name} {size}" for name, size in parts.mesh.shape.items() if size > 1) or "one device"
+    micro = "one micro-batch" if shape.micro_batches == 1 else f"up to {shape.micro_batches} micro-batches"
+    return "\n".join(
+        (
+            f"Model: {parts.model.config.family}, {models.count(parts.state.params):,} parameters, "
+            f"{parts.model.dtype.name}, on {axes} ({jax.devices()[0].platform}).",
+            f"Objective: {', '.join(f'{n} ({t.method} on {t.stream})' for n, t in parts.objective.terms.items())}.",
+            f"Batch: {sizes}; {parts.sections.batch.layout}, {micro} of {shape.rows} rows of {shape.layout.length} tokens.",
+            f"Steps: {fed.steps}.",
+        )
+    )

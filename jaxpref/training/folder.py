@@ -19,10 +19,15 @@ class RunFolder:
     Attributes:
         path: the folder.
         begun: whether it already held a run.
+
+    With ``keep=False`` (a dry run) nothing is read or written.
     """
 
-    def __init__(self, workdir: str, config):
+    def __init__(self, workdir: str, config, *, keep: bool = True):
         self.path = epath.Path(os.path.expandvars(workdir)).expanduser()
+        self.begun = False
+        if not keep:
+            return
         self._create()
         stored = self.path / "config.json"
         self.begun = stored.exists()

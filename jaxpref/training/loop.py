@@ -7,31 +7,37 @@ The same command continues a run that was stopped, bit for bit.
 
 import contextlib
 import signal
-import sys
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 from etils import epath
 
 from jaxpref import configuration
-from jaxpref.errors import TrainingError
-from jaxpref.training import assembly, checkpoints, folder, heldout, mesh, metrics, precompute, selfcheck
+from jaxpref.errors import ConfigError
+from jaxpref.training import assembly, checkpoints, folder, heldout, mesh, metrics, precompute, samples, selfcheck
 from jaxpref.training.digest import leaf_digests
 
 MOVEMENT_STEPS = 3  # by then every trainable leaf has moved
 
 
-def run(config, workdir: str, *, dry_run: bool = False, stages: epath.Path | None = None) -> dict[str, Any]:
+class Finished(NamedTuple):
+    """How a run ended: its parts, the last state, the last metrics, and whether all its steps are done."""
+
+    parts: assembly.Assembly
+    state: Any
+    results: dict[str, float]
+    complete: bool
+
+
+def run(config, workdir: str, *, dry_run: bool = False, stages: epath.Path | None = None, say=print) -> Finished:
     """Trains one stage, or continues it.
 
     Args:
         config: a checked config (:func:`jaxpref.configuration.load`).
         workdir: run folder; a run that it holds is continued.
-        dry_run: compile, run one step, and save nothing of it.
+        dry_run: compile and run one step, and write nothing.
         stages: folder with the runs of earlier stages, which ``init_from='stage:<name>'`` names.
-
-    Returns:
-        The last metrics by name, those of evaluations as ``<evaluation>/<metric>/<term>``.
+        say: is given lines of text on what happens; the first process speaks.
 
     Raises:
         UserError: whatever a user can mend, in one sentence.
@@ -39,70 +45,124 @@ def run(config, workdir: str, *, dry_run: bool = False, stages: epath.Path | Non
     # -------------------------------------------------------------------------------------------- config, run folder
     sections = configuration.sections(config)
     mesh.initialise_distributed(sections.mesh.distributed)
-    say = print if jax.process_index() == 0 else lambda *_: None
-    files = folder.RunFolder(workdir, config)
+    say = say if jax.process_index() == 0 else lambda *_: None
+    files = folder.RunFolder(workdir, config, keep=not dry_run)
 
-    # -------------------------------------------------------------------------- tokenizer, data, model, objective, mesh
+    # ------------------------------------------------------------------------- tokenizer, data, model, objective, mesh
     parts = assembly.assemble(sections, workdir, stages=stages, report=say)
     evaluations = heldout.prepare_all(parts, report=say)
+    _check_watched(sections, evaluations)
     steps = 1 if dry_run else parts.inputs.steps
     say(assembly.summary(parts))
 
-    with jax.set_mesh(parts.mesh):
+    with jax.set_mesh(parts.mesh), contextlib.ExitStack() as cleanup:
         # ----------------------------------------------------------------------------------------------------- resume
-        saver = checkpoints.Checkpoints(files.path, sections.checkpoint, identity=assembly.identity(parts))
-        state, progress = saver.restore(parts.shapes)
-        if state is None:
-            files.describe(parts)
-            state, progress = parts.state, {"best": None, "waited": 0, "results": {}}
-        first = int(state.step)
-        results = dict(progress["results"])
+        state, progress, saver = parts.state, None, None
+        if not dry_run:
+            saver = cleanup.enter_context(
+                checkpoints.Checkpoints(files.path, sections.checkpoint, identity=parts.identity())
+            )
+            state, progress = saver.restore(parts.shapes)
+            if state is None:
+                files.describe(parts)
+                state = parts.state
+        progress = progress or {"results": {}, "best": None, "waited": 0}
+        first, results = int(state.step), dict(progress["results"])
+        finished = first >= steps or progress["waited"] >= sections.early_stop.patience
+        if finished:
+            say(f"{workdir}: all {first} steps are done.")
+            return Finished(parts, state, results, True)
+        if first:
+            say(f"{workdir}: continuing after step {first}.")
 
         # -------------------------------------------------------------------------------------------------- reference
         starts_at_reference = first == 0 and parts.starts_at_reference()
-        if parts.cache is not None and first < steps:
-            everything = heldout.all_examples(parts, evaluations, first)
-            precompute.fill(parts.cache, everything, parts.model, parts.reference, parts.inputs.shape, parts.mesh, say)
+        if parts.cache is not None:
+            precompute.fill_run(parts, evaluations, first, say)
             parts = parts._replace(reference=None)
 
         # ------------------------------------------------------------------------------------------------------ steps
         train_step = parts.compile_step()
         key = jax.random.key(sections.seed)
         digests = leaf_digests(state.params) if first == 0 else None
-        writer = metrics.Writer(files.path, sections.log, first_step=first)
-        clock = metrics.Clock(parts)
-        stopper = heldout.EarlyStop(sections.early_stop, progress)
-        batch = parts.place(first) if first < steps else None
-        with _termination() as terminated, metrics.progress_bar(first, steps, sections.log) as advance:
-            for number in range(first, steps):
-                done = number + 1
+        writer = cleanup.enter_context(metrics.Writer(files.path, sections.log, first_step=first, keep=not dry_run))
+        clock = metrics.Clock(parts.model.config, parts.mesh)
+        advance = cleanup.enter_context(metrics.progress_bar(first, steps, sections.log))
+        terminated = cleanup.enter_context(termination())
+        batch = parts.place(first)
+        for number in range(first, steps):
+            done = number + 1
+            with metrics.profile(sections.profile, number, files.path):
                 state, measured = train_step(state, parts.reference, key, batch)
-                if done < steps:
+            if done < steps:
+                with clock.waiting_for_input():
                     batch = parts.place(done)  # laid out on the host while the devices work
-                if number % sections.log.every == 0 or done == steps or number == 0:
-                    results |= metrics.means(measured) | {"learning_rate": float(parts.learning_rate(number))}
-                    selfcheck.check_finite(number, results)
-                    writer.write(done, metrics.means(measured) | clock.lap(done))
+
+            # -------------------------------------------------------------------------------------- measure and check
+            if number in (0, first) or done % sections.log.every == 0 or done == steps:
+                values = metrics.means(measured) | {"learning_rate": float(parts.learning_rate(number))}
+                selfcheck.check_finite(done, values)
                 if number == 0 and starts_at_reference:
                     forms = parts.objective.closed_forms(parts.inputs.batch(0).examples)
-                    selfcheck.check_closed_form(forms, results, parts.model.dtype.name)
-                if done == MOVEMENT_STEPS and digests is not None:
-                    parts.check_movement(digests, state)
-                for evaluation in evaluations:
-                    if evaluation.due(done, steps):
-                        results |= evaluation.run(parts, state)
-                advance(results)
-        saver.close()
-    return results
+                    selfcheck.check_closed_form(forms, values, parts.model.dtype.name)
+                writer.write(done, values | clock.lap(done, measured))
+                results |= values
+            if done == MOVEMENT_STEPS and digests is not None:
+                parts.check_movement(digests, state)
+
+            # ----------------------------------------------------------------------------------------------- evaluate
+            due = [evaluation for evaluation in evaluations if evaluation.due(done, steps)] if not dry_run else []
+            for evaluation in due:
+                scores = heldout.run(evaluation, parts, state)
+                writer.write(done, scores)
+                samples.write(evaluation, parts, state, files.path, done)
+                results |= scores
+            if due:
+                progress |= heldout.patience(sections.early_stop, progress, results)
+                clock.restart()
+            interrupted = terminated(done)
+            stopping = interrupted or progress["waited"] >= sections.early_stop.patience
+            advance(done, results)
+
+            # --------------------------------------------------------------------------------------------------- save
+            if saver is not None and (saver.due(done) or done == steps or stopping):
+                best = results.get(sections.checkpoint.best.metric) if due else None
+                saver.save(done, state, progress | {"results": results}, value=best)
+                writer.upload()
+                clock.restart()
+            if stopping:
+                more = "the same command continues" if interrupted else "no evaluation improved for long enough"
+                say(f"{workdir}: stopped after step {done}; {more}.")
+                return Finished(parts, state, results, not interrupted)
+    return Finished(parts, state, results, True)
+
+
+def _check_watched(sections, evaluations) -> None:
+    """Raises ConfigError when the best checkpoint or early stopping watches what no evaluation measures."""
+    prefixes = tuple(f"{evaluation.name}/" for evaluation in evaluations)
+    watched = {"checkpoint.best.metric": sections.checkpoint.best.metric, "early_stop.metric": sections.early_stop.metric}
+    for field, metric in watched.items():
+        if metric and not (prefixes and metric.startswith(prefixes)):
+            raise ConfigError(
+                f"config.{field} is {metric!r}, which no evaluation measures; expected "
+                "<evaluation>/<metric>/<term> of one of config.evals."
+            )
 
 
 @contextlib.contextmanager
-def _termination():
-    """Turns SIGTERM and SIGINT into a question that the loop asks between steps."""
+def termination():
+    """Turns SIGTERM into a question that the loop asks after each step: preempted machines get time to save.
+
+    With several processes jax's own notice is used, which agrees on a step that none of them has passed.
+    """
+    if jax.process_count() > 1:
+        from jax.experimental import multihost_utils
+
+        yield multihost_utils.reached_preemption_sync_point
+        return
     received: list[int] = []
-    previous = {name: signal.signal(name, lambda number, _: received.append(number)) for name in (signal.SIGTERM,)}
+    previous = signal.signal(signal.SIGTERM, lambda number, _: received.append(number))
     try:
-        yield lambda: bool(received)
+        yield lambda step: bool(received)
     finally:
-        for name, handler in previous.items():
-            signal.signal(name, handler)
+        signal.signal(signal.SIGTERM, previous)

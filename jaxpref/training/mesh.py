@@ -120,6 +120,11 @@ def make_mesh(section, devices=None) -> jax.sharding.Mesh:
     return jax.sharding.Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
+def batch_devices(mesh: jax.sharding.Mesh) -> int:
+    """Over how many devices the rows of a micro-batch are divided."""
+    return math.prod(mesh.shape[axis] for axis in models.BATCH)
+
+
 def axis_sizes(section, devices: int) -> tuple[int, ...]:
     """Sizes of the mesh axes, with -1 replaced by what remains."""
     sizes = [getattr(section, axis) for axis in AXES]

@@ -1,15 +1,37 @@
 """Fills the cache of reference log-probs: every example of every step and evaluation, each content once."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import jax
 import numpy as np
 
 from jaxpref import models
 from jaxpref.batch import Batch, gather
-from jaxpref.data import layouts
+from jaxpref.data import Tokenized, layouts
 from jaxpref.training import engine, mesh
+from jaxpref.training.assembly import Assembly
+from jaxpref.training.heldout import Evaluation
 from jaxpref.training.reference import ReferenceCache, keys_of
+
+
+def fill_run(parts: Assembly, evaluations: Iterable[Evaluation], first: int, report=print) -> None:
+    """Fills a run's cache with what its steps from ``first`` on and its evaluations will read."""
+    scoring = (parts.model, parts.reference)
+    fill(parts.cache, _training_examples(parts, first), *scoring, parts.inputs.shape, parts.mesh, report)
+    for evaluation in evaluations:
+        held_out = ((evaluation.name, e) for batch in evaluation.batches(parts.sections.seed) for e in batch)
+        fill(parts.cache, held_out, *scoring, evaluation.shape, parts.mesh, report)
+
+
+def _training_examples(parts: Assembly, first: int) -> Iterator[tuple[str, Tokenized]]:
+    fed = parts.inputs
+    whole = {n for n, data in fed.streams.items() if fed.steps * fed.sizes[n] >= len(data) and n not in fed.partnered}
+    for name in whole:
+        yield from ((name, example) for example in fed.streams[name])
+    if len(whole) < len(fed.streams):  # few steps of many examples, or mismatched responses that the order draws
+        for step in range(first, fed.steps):
+            chosen = fed.examples(step)
+            yield from ((name, example) for name in chosen if name not in whole for example in chosen[name])
 
 
 def fill(

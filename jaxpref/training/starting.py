@@ -66,6 +66,11 @@ def load_tokenizer(spec: str, source: Source) -> data.tokenizers.Tokenizer:
     return data.tokenizers.load(source.path if source.kind == "hf" else os.path.join(source.path, TOKENIZER_FOLDER))
 
 
+def template_name(name: str, tokenizer: data.tokenizers.Tokenizer) -> str:
+    """The chat template of a config: the named one, or the tokenizer's own, or none."""
+    return name or ("tokenizer" if tokenizer.chat_template else "none")
+
+
 def load_model(section, source: Source, devices: jax.sharding.Mesh, *, seed: int) -> tuple[models.Transformer, Any]:
     """The transformer and its parameters, sharded over the mesh.
 

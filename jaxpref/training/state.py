@@ -57,6 +57,14 @@ def create(params, mask, optimizer: optax.GradientTransformation, objective_stat
     )
 
 
+def averaged(state: TrainState, mask):
+    """The parameters to evaluate and export: the moving average where one is kept, else the newest."""
+    if state.average == ():
+        return state.params
+    _, frozen = partition(state.params, mask)
+    return merge(state.average, frozen)
+
+
 def make_forward(model, layout: Layout, needs: frozenset[str], reference) -> Callable:
     """The forward of one micro-batch: ``(params, rows) -> channels``; ``reference`` is a tree of parameters or None."""
     return lambda params, rows: models.channels(model, params, rows, layout, needs, reference=reference)
@@ -96,7 +104,8 @@ def make_step(model, objective, optimizer, mask, layout: Layout, *, cached=froze
         average = state.average
         if decay:
             average = jax.tree.map(lambda a, b: decay * a + (1 - decay) * b.astype(a.dtype), average, updated)
-        metrics = result.metrics | _norms(gradients, updates) | _token_counts(batch)
+        metrics = {"loss": (result.loss, jnp.ones(()))} | result.metrics
+        metrics |= _norms(gradients, updates) | _token_counts(batch)
         return TrainState(state.step + 1, merge(updated, frozen), moments, result.state, average), metrics
 
     return step

@@ -1,0 +1,47 @@
+"""Pipelines: the stages of a config one after another, each in its own run folder, each resumable."""
+
+import os
+from typing import Any
+
+from etils import epath
+
+from jaxpref import configuration
+from jaxpref.analysis import report
+from jaxpref.training import comparison, loop
+
+
+def run(config, workdir: str, *, dry_run: bool = False) -> dict[str, Any]:
+    """Runs a config: its stages in order and the comparison of them, or the one run that it is.
+
+    A stage that is complete is not run again, so the same command continues a pipeline wherever it was stopped.
+
+    Returns:
+        The last metrics of each stage (of the run itself without stages).
+    """
+    folder = epath.Path(os.path.expandvars(workdir)).expanduser()
+    stages = dict(configuration.stages(config))
+    if not stages:
+        finished = loop.run(config, workdir, dry_run=dry_run)
+        if finished.complete and not dry_run:
+            _write_report(folder)
+        return finished.results
+    results = {}
+    for number, (name, stage) in enumerate(stages.items(), 1):
+        print(f"\n== Stage {number} of {len(stages)}: {name} ==")
+        finished = loop.run(stage, str(folder / name), dry_run=dry_run, stages=folder)
+        results[name] = finished.results
+        if not finished.complete:
+            return results
+        if dry_run:
+            print("A dry run ends with the first stage; later ones start from its checkpoint.")
+            return results
+    if config.compare:
+        print("\n== Comparison ==")
+        comparison.run(configuration.plain(config.compare), comparison.Pipeline(folder, stages))
+    else:
+        _write_report(folder)
+    return results
+
+
+def _write_report(folder: epath.Path) -> None:
+    print(f"Report: {report.write(folder)}")
