@@ -109,7 +109,10 @@ def _answer(template: Template, prompt: records.Text, response: Any) -> list[Spa
         return template.response(prompt, response)
     # Steps are tokenised one by one, so that each ends at a token.
     whole, spans = "".join(response), []
-    for span in template.response(prompt, whole):
+    written = template.response(prompt, whole)
+    if not any(whole in span.text for span in written):
+        raise DataError("the template changes the text of the steps; use another tokenizer.template.")
+    for span in written:
         before, found, after = span.text.partition(whole)
         pieces = [before + response[0], *response[1:]] if found else [span.text]
         pieces[-1] += after
@@ -121,36 +124,13 @@ def _assemble(
     origin, record: Record, parts, tokenizer: Tokenizer, template: Template, rule: Lengths, ledger: Ledger
 ) -> Tokenized | None:
     (prompt, _, _), *answers = parts
-    bos = tokenizer.bos_id
-    if template.bos and prompt[:1] != [bos]:
-        prompt = [bos, *prompt]
-    if not prompt:
-        raise DataError(
-            "field 'prompt' is empty, and the tokenizer has no beginning-of-sequence token; expected some text."
-        )
-    if (
-        bos is not None
-        and bos != tokenizer.eos_id
-        and max((prompt + ids).count(bos) for ids, *_ in answers or [([],)]) > 1
-    ):
-        raise DataError(
-            "the text has a second beginning-of-sequence token; remove the special tokens from it, or choose "
-            "another template."
-        )
-    sizes = {"prompt": len(prompt), "response": max((len(ids) for ids, *_ in answers), default=0)}
-    for part, size in sizes.items():
-        allowed = getattr(rule, part)
-        if not allowed or size <= allowed or rule.on_long == "truncate":
-            continue
-        if rule.on_long == "drop":
-            ledger.dropped[f"{part} longer than {allowed} tokens"] += 1
-            return None
-        raise DataError(
-            f"the {part} has {size} tokens; length.{part} allows {allowed} (length.on_long may be 'truncate' or "
-            "'drop')."
-        )
+    if template.bos and prompt[:1] != [tokenizer.bos_id]:
+        prompt = [tokenizer.bos_id, *prompt]
+    _check_beginning(prompt, answers, tokenizer)
+    if not _fits(prompt, answers, rule, ledger):
+        return None
     cuts = Counter()
-    prompt = _cut_prompt(prompt, rule, prompt[0] == bos, cuts)
+    prompt = _cut_prompt(prompt, rule, prompt[0] == tokenizer.bos_id, cuts)
     responses = tuple(_cut(ids, rule.response, rule.response_keep) for ids, *_ in answers)
     masks = tuple(_cut(mask, rule.response, rule.response_keep) for _, mask, _ in answers)
     for ids, *_ in answers:
@@ -161,7 +141,8 @@ def _assemble(
         ledger.dropped["no target token left"] += 1
         return None
     if len(responses) == 2 and responses[0] == responses[1]:
-        ledger.dropped["identical responses after truncation" if cuts else "identical responses"] += 1
+        whole = answers[0][0] == answers[1][0]
+        ledger.dropped["identical responses" if whole else "identical responses after truncation"] += 1
         return None
     ledger.truncated.update(cuts)
     return Tokenized(
@@ -174,6 +155,38 @@ def _assemble(
         | {"prompt": _shown(record.prompt), "responses": tuple(map(_shown, record.responses))}
         | _step_ends(record, answers, rule),
     )
+
+
+def _check_beginning(prompt: list[int], answers, tokenizer: Tokenizer) -> None:
+    bos = tokenizer.bos_id
+    if not prompt:
+        raise DataError(
+            "field 'prompt' is empty, and the tokenizer has no beginning-of-sequence token; expected some text."
+        )
+    if bos in (None, tokenizer.eos_id):
+        return
+    if prompt.count(bos) > 1 or any(bos in ids for ids, *_ in answers):
+        raise DataError(
+            "the text has a second beginning-of-sequence token; remove the special tokens from it, or choose "
+            "another template."
+        )
+
+
+def _fits(prompt: list[int], answers, rule: Lengths, ledger: Ledger) -> bool:
+    """Whether an example stays, be it cut later; one that is too long raises, or is dropped and counted."""
+    sizes = {"prompt": len(prompt), "response": max((len(ids) for ids, *_ in answers), default=0)}
+    for part, size in sizes.items():
+        allowed = getattr(rule, part)
+        if not allowed or size <= allowed or rule.on_long == "truncate":
+            continue
+        if rule.on_long == "error":
+            raise DataError(
+                f"the {part} has {size} tokens; length.{part} allows {allowed} (length.on_long may be 'truncate' or "
+                "'drop')."
+            )
+        ledger.dropped[f"{part} longer than {allowed} tokens"] += 1
+        return False
+    return True
 
 
 def _cut_prompt(ids: list[int], rule: Lengths, has_bos: bool, cuts: Counter) -> list[int]:
@@ -204,10 +217,11 @@ def _step_ends(record: Record, answers, rule: Lengths) -> dict[str, Any]:
     if not any(isinstance(response, list) for response in record.responses):
         return {}
     ends = []
-    for response, (ids, _, spans) in zip(record.responses, answers, strict=True):
+    for response, (ids, mask, spans) in zip(record.responses, answers, strict=True):
+        first = mask.index(True)
         limit = rule.response or len(ids)
         lost = len(ids) - limit if rule.response_keep == "end" and len(ids) > limit else 0
-        last = [*spans[: len(response) - 1], len(ids)]
+        last = [*[end for end in spans if end > first][: len(response) - 1], len(ids)]
         ends.append(tuple(end - 1 - lost for end in last if lost < end <= lost + limit))
     return {"step_ends": tuple(ends)}
 

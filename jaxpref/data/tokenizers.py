@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from etils import epath
 
+from jaxpref.data import sources
 from jaxpref.errors import DataError
 
 BYTE_BOS, BYTE_EOS, BYTE_PAD = 256, 257, 258
@@ -78,7 +79,7 @@ def load(spec: str | os.PathLike = "byte") -> Tokenizer:
     """
     if str(spec) == "byte":
         return _byte()
-    path = epath.Path(os.path.expandvars(os.fspath(spec))).expanduser()
+    path = sources.expand(spec)
     if not path.is_dir():
         raise DataError(
             f"tokenizer {str(spec)!r} is neither 'byte' nor a directory; give a directory that holds tokenizer.json."

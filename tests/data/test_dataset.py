@@ -103,6 +103,13 @@ def test_trap_32_tokens_are_flat_integer_arrays(byte, write_rows):
     assert example.origin == "rows.jsonl:1"
 
 
+def test_trap_35_an_end_token_inside_a_response_is_masked_by_place_alone(bpe, write_rows):
+    row = PAIR | {"chosen": "good</s>even better</s>"}
+    (example,) = load_stream({"kind": "pairs", "path": write_rows(row)}, bpe)
+    assert list(example.responses[0]).count(bpe.eos_id) == 2
+    assert example.masks[0].all()
+
+
 def test_an_empty_prompt_needs_a_beginning_of_sequence(byte, make_bpe, write_rows):
     from jaxpref.data import tokenizers
 
@@ -112,7 +119,7 @@ def test_an_empty_prompt_needs_a_beginning_of_sequence(byte, make_bpe, write_row
         load_stream(stream, tokenizers.load(make_bpe(bos_token=None)))
 
 
-def test_bad_rows_raise_or_are_counted(byte, write_rows):
+def test_trap_07_bad_rows_raise_or_are_counted(byte, write_rows):
     path = write_rows(
         PAIR, '{"prompt": ', {"prompt": "p"}, PAIR | {"chosen": ""}, "", PAIR | {"rejected": 1}, "7", PAIR
     )
@@ -132,7 +139,7 @@ def test_numbers_that_some_rows_lack(byte, write_rows):
     assert found.problems == ("1 of 2 examples have 'margin', so objectives cannot read it.",)
 
 
-def test_the_fingerprint_changes_with_anything_that_training_sees(byte, write_rows):
+def test_trap_61_the_fingerprint_changes_with_anything_that_training_sees(byte, write_rows):
     def of(*rows, **length):
         return load_stream({"kind": "pairs", "path": write_rows(*rows)}, byte, length).fingerprint
 
@@ -156,9 +163,10 @@ def test_steps_end_at_tokens(byte, write_rows):
     assert cut.meta["step_ends"] == ((3,),)
 
 
-def test_steps_in_a_chat_template(bpe, write_rows):
+@pytest.mark.parametrize("template", ["chatml", "tokenizer"])
+def test_steps_in_a_chat_template(template, bpe, write_rows):
     row = {"prompt": "q", "steps": ["s"], "chosen": ["hello world", "wide"], "rejected": ["web"]}
-    (example,) = load_stream({"kind": "steps", "path": write_rows(row)}, bpe, template="chatml")
+    (example,) = load_stream({"kind": "steps", "path": write_rows(row)}, bpe, template=template)
     assert bpe.decode(example.prompt).endswith("user\nqs\n\nassistant\n")
     ends = example.meta["step_ends"][0]
     assert bpe.decode(example.responses[0][: ends[0] + 1]) == "hello world\n"

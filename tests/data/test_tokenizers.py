@@ -100,3 +100,35 @@ def test_a_vocabulary_larger_than_the_models_is_refused(byte):
     tokenizers.check_vocabulary(byte, 512)
     with pytest.raises(DataError, match="has 259 tokens, but the model's vocabulary holds 256"):
         tokenizers.check_vocabulary(byte, 256)
+
+
+def prefixing(kind):
+    """A tokenizer that puts a space before every text it gets, in one of the three ways in use."""
+    import tokenizers as library
+
+    backend = library.Tokenizer(library.models.BPE(unk_token="<unk>"))
+    mark = [library.decoders.Replace("▁", " "), library.decoders.Fuse(), library.decoders.Strip(" ", 1, 0)]
+    backend.decoder = library.decoders.Sequence(mark)
+    if kind == "normalizer":
+        parts = [library.normalizers.Prepend("▁"), library.normalizers.Replace(" ", "▁")]
+        backend.normalizer = library.normalizers.Sequence(parts)
+    elif kind == "metaspace":
+        backend.pre_tokenizer = library.pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
+    else:
+        backend.pre_tokenizer = library.pre_tokenizers.ByteLevel(add_prefix_space=True)
+        backend.decoder = library.decoders.ByteLevel()
+    trainer = library.trainers.BpeTrainer(vocab_size=60, special_tokens=["<unk>", "</s>"], show_progress=False)
+    backend.train_from_iterator(["hello world wide web", "w o r l d"] * 4, trainer)
+    return backend
+
+
+@pytest.mark.parametrize("kind", ["normalizer", "metaspace", "byte level"])
+def test_trap_31_no_tokenizer_puts_a_space_at_the_boundary(kind, tmp_path):
+    prefixing(kind).save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "tokenizer_config.json").write_text('{"eos_token": {"content": "</s>"}}')
+    tokenizer = tokenizers.load(tmp_path)
+    assert tokenizer.bos_id is None
+    for first, second in (("hello wor", "ld wide web"), ("hello", " world"), ("he", "l")):
+        before, after = tokenizer.encode(first), tokenizer.encode(second, continued=True)
+        assert tokenizer.decode(before + after).removeprefix(" ") == first + second
+        assert tokenizer.decode(after, after=before) == second
