@@ -201,7 +201,11 @@ def _own_template(tokenizer: Tokenizer) -> Template:
             f"{', '.join(name for name in NAMES if name != 'tokenizer')}."
         )
     names = {i: text for text, i in tokenizer.special.items()}
-    tokens = {"eos_token": names.get(tokenizer.eos_id, tokenizer.decode([tokenizer.eos_id], special=True))}
+    tokens = {
+        "tools": None,
+        "documents": None,
+        "eos_token": names.get(tokenizer.eos_id, tokenizer.decode([tokenizer.eos_id], special=True)),
+    }
     if tokenizer.bos_id is not None:
         tokens["bos_token"] = names.get(tokenizer.bos_id, tokenizer.decode([tokenizer.bos_id], special=True))
     compiled = _compile(tokenizer.chat_template)

@@ -15,6 +15,9 @@ LLAMA_2 = (
     "{{ bos_token }}{% for m in messages %}{% if m.role == 'user' %}{{ '[INST] ' + m.content + ' [/INST]' }}"
     "{% else %}{{ ' ' + m.content + ' ' + eos_token }}{% endif %}{% endfor %}"
 )
+TOOLS = "{{ bos_token }}{% if tools is not none %}{{ tools | tojson }}{% endif %}" + LLAMA_2.removeprefix(
+    "{{ bos_token }}"
+)
 PHI_3 = (
     "{% for m in messages %}{{ '<|' + m.role + '|>\\n' + m.content + '<|im_end|>\\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|assistant|>\\n' }}{% else %}{{ eos_token }}{% endif %}"
@@ -211,7 +214,7 @@ def test_an_unknown_template_and_an_unknown_role(bpe, tokenise):
 
 
 def test_rendering_equals_transformers(make_bpe, tokenise, transformers):
-    for source in (None, LLAMA_2, PHI_3, EMPTY_THOUGHT):
+    for source in (None, LLAMA_2, TOOLS, PHI_3, EMPTY_THOUGHT):
         directory = make_bpe(**({"template": source} if source else {}))
         theirs, ours = transformers.AutoTokenizer.from_pretrained(str(directory)), tokenizers.load(directory)
         turns = chat("Hi\n", "Hello", "More")
