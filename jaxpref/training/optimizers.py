@@ -26,7 +26,7 @@ from jaxpref.training import trees
 # What each optimizer reads beside learning_rate, schedule, clip_norm, weight_decay and moment_dtype; with defaults.
 HYPERPARAMETERS = {
     "adamw": {"b1": 0.9, "b2": 0.999, "eps": 1e-8},
-    "adafactor": {"momentum": 0.0},
+    "adafactor": {"eps": 1e-30, "momentum": 0.0},
     "lion": {"b1": 0.9, "b2": 0.99},
     "muon": {"b1": 0.9, "b2": 0.999, "eps": 1e-8, "momentum": 0.95},
     "sgd": {"momentum": 0.0},
@@ -284,13 +284,13 @@ def _sgd(momentum):
     return optax.trace(decay=momentum) if momentum else optax.identity()
 
 
-def _adafactor(momentum):
+def _adafactor(eps, momentum):
     """Factored second moments; updates of each layer's leaf clipped to root mean square 1.
 
     The learning rate is absolute, as for AdamW: it is not multiplied by the parameters' scale.
     See *Adafactor: Adaptive Learning Rates with Sublinear Memory Cost* (https://arxiv.org/abs/1804.04235).
     """
-    one = optax.chain(optax.scale_by_factored_rms(), optax.clip_by_block_rms(1.0))
+    one = optax.chain(optax.scale_by_factored_rms(epsilon=eps), optax.clip_by_block_rms(1.0))
     direction = optax.partition({"stacked": _each_layer(one), "single": one}, _stacking)
     return optax.chain(direction, optax.ema(momentum, debias=False)) if momentum else direction
 
