@@ -10,6 +10,7 @@ from jaxpref.models.builtin import BUILTIN
 from jaxpref.models.cache import Cache, extend, init_cache
 from jaxpref.models.channels import channels, head_kernel, head_logits, logits, token_logps
 from jaxpref.models.config import ModelConfig, Rope, Transformer
+from jaxpref.models.huggingface import load_hf, load_hf_head, resolve_hf, save_hf
 from jaxpref.models.parameters import count, init, invariant_leaves
 from jaxpref.models.sharding import BATCH, constrain, replicate, shard_specs, sharding_rules
 from jaxpref.models.transformer import hidden
@@ -31,8 +32,12 @@ __all__ = [
     "init",
     "init_cache",
     "invariant_leaves",
+    "load_hf",
+    "load_hf_head",
     "logits",
     "replicate",
+    "resolve_hf",
+    "save_hf",
     "shard_specs",
     "sharding_rules",
     "token_logps",
