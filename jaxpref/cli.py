@@ -4,126 +4,34 @@ Every command imports what it needs when it runs, so that help and typing errors
 """
 
 import argparse
-import difflib
 import os
 import re
 import sys
-import textwrap
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from collections.abc import Sequence
 
 from jaxpref import __version__
+from jaxpref.commands import convert, evaluate, generate, methods, show_batch, train
 from jaxpref.errors import ConfigError, UserError
 
+COMMANDS = {
+    "train": train,
+    "eval": evaluate,
+    "generate": generate,
+    "convert": convert,
+    "show-batch": show_batch,
+    "methods": methods,
+}
 USER_ERROR, INTERRUPTED = 2, 130
 
+CONFIG_HELP = "config file, with an argument for its get_config after a colon: configs/X.py:argument"
 OVERRIDES = """\
 Any field of the config is set by --config.<field>=<value>, read as the type that the field has:
   --config.train.steps=100 --config.objectives.dpo.beta=0.2 --config.log.progress=false
 """
-
-
-class Command(NamedTuple):
-    """One command: what it says about itself, its options, and what it does."""
-
-    summary: str
-    description: str
-    add_options: Callable[[argparse.ArgumentParser], None]
-    run: Callable[[argparse.Namespace], int | None]
-    configured: bool = False
-
-
-# ------------------------------------------------------------------------------------------------ train
-
-
-def train_options(parser: argparse.ArgumentParser) -> None:
-    where = "run folder, local or gs://; a run in it is continued"
-    parser.add_argument("--workdir", required=True, metavar="D", help=where)
-    parser.add_argument("--dry-run", action="store_true", help="compile and run one step, and write nothing")
-
-
-def train(options: argparse.Namespace) -> None:
-    config = load_config(options)
-    if not options.dry_run:
-        check_writable(options.workdir)
-    from jaxpref.training import loop
-
-    loop.run(config, options.workdir, dry_run=options.dry_run)
-
-
-def check_writable(workdir: str) -> None:
-    """Raises ConfigError unless a file can be written into the run folder, which is made when it does not exist."""
-    from etils import epath
-
-    probe = epath.Path(workdir) / ".writable"
-    try:
-        probe.parent.mkdir(parents=True, exist_ok=True)
-        probe.write_text("")
-        probe.unlink()
-    except OSError as error:
-        reason = error.strerror or error
-        raise ConfigError(f"--workdir={workdir} cannot be written ({reason}); give a folder that you own.") from error
-
-
-# ------------------------------------------------------------------------------------------------ methods
-
-
-def methods_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("name", nargs="?", help="show everything about one method")
-    parser.add_argument("--feedback", help="only methods for this type of feedback")
-
-
-def methods(options: argparse.Namespace) -> None:
-    from jaxpref import objectives
-
-    rows = objectives.catalogue()
-    if options.name:
-        row = known(options.name, {row.name: row for row in rows}, "method")
-        print(method_page(row), end="")
-        return
-    if options.feedback:
-        types = {row.feedback: row.feedback for row in rows}
-        rows = [row for row in rows if row.feedback == known(options.feedback, types, "feedback type")]
-    width = max(len(row.name) for row in rows)
-    for row in rows:
-        print(f"{row.name:{width}}  {row.feedback:14}  {row.title}")
-
-
-def method_page(row) -> str:
-    """A method of the catalogue as text."""
-    fields = ", ".join(f"{name}={value!r}" for name, value in row.defaults.items())
-    traits = [trait for trait in ("coupled", "stateful") if getattr(row, trait)]
-    lines = [
-        f"{row.name}: {row.title}",
-        f"  {row.url}",
-        f"  formula   {row.formula}",
-        f"  config    objectives.config({row.name!r}{', ' if fields else ''}{fields})",
-        f"  feedback  {row.feedback}",
-        f"  needs     {', '.join(row.needs)}",
-    ]
-    lines += [f"  {'batch':9} {', '.join(traits)}"] if traits else []
-    notes = textwrap.wrap(row.disagreements, 110)
-    lines += [f"  {'note' if n == 0 else '':9} {line}" for n, line in enumerate(notes)]
-    return "\n".join(lines) + "\n"
-
-
-# ------------------------------------------------------------------------------------------------ the frame
-
-COMMANDS = {
-    "train": Command(
-        "train a model from a config, or continue a run",
-        "Runs a config in a run folder. The same command continues a run that was stopped, bit for bit.",
-        train_options,
-        train,
-        configured=True,
-    ),
-    "methods": Command(
-        "list the alignment methods that a config can name",
-        "The catalogue, from the registry: every method that objectives.config(...) accepts.",
-        methods_options,
-        methods,
-    ),
-}
+RUN_OVERRIDES = """\
+Fields of the run's config are set by --config.<field>=<value>:
+  --config.evals.heldout.data=heldout --config.data.heldout.limit=100
+"""
 
 
 def make_parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParser]]:
@@ -139,49 +47,32 @@ def make_parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.Argument
     for name, command in COMMANDS.items():
         made[name] = subparsers.add_parser(
             name,
-            help=command.summary,
-            description=command.description,
-            epilog=OVERRIDES if command.configured else None,
+            help=command.SUMMARY,
+            description=command.__doc__,
+            epilog={"file": OVERRIDES, "run": RUN_OVERRIDES}.get(command.CONFIG),
             formatter_class=argparse.RawDescriptionHelpFormatter,
             allow_abbrev=False,
         )
-        if command.configured:
-            help_text = "config file, with an argument for its get_config after a colon: configs/X.py:argument"
-            made[name].add_argument("--config", required=True, metavar="F", help=help_text)
+        if command.CONFIG == "file":
+            made[name].add_argument("--config", required=True, metavar="F", help=CONFIG_HELP)
         command.add_options(made[name])
     return parser, made
 
 
-def load_config(options: argparse.Namespace):
-    """The config that ``--config`` and its overrides name."""
-    from jaxpref import configuration
-
-    return configuration.load(options.config, options.overrides)
-
-
-def known(name: str, table: dict, what: str):
-    """The entry of a name; UserError with the nearest name when there is none."""
-    if name not in table:
-        near = difflib.get_close_matches(name, table, n=1, cutoff=0.5)
-        hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(sorted(table))}."
-        raise UserError(f"there is no {what} {name!r}; {hint}")
-    return table[name]
-
-
 def split_overrides(arguments: Sequence[str]) -> tuple[list[str], dict[str, str]]:
-    """Separates ``--config.<field>=<value>`` (or two words) from the other arguments."""
+    """Separates ``--config.<field>=<value>`` (or two words) from the rest, whose options may have ``_`` for ``-``."""
     others, overrides, rest = [], {}, list(arguments)
     while rest:
         argument = rest.pop(0)
-        if not argument.startswith("--config."):
-            others.append(argument)
+        name, separator, value = argument.partition("=")
+        if not name.startswith("--config."):
+            others.append((name.replace("_", "-") if name.startswith("--") else name) + separator + value)
             continue
-        field, separator, value = argument.removeprefix("--config.").partition("=")
         if not separator:
             if not rest or rest[0].startswith("--"):
-                raise ConfigError(f"--config.{field} has no value; write --config.{field}=<value>.")
+                raise ConfigError(f"{name} has no value; write {name}=<value>.")
             value = rest.pop(0)
-        overrides[field] = value
+        overrides[name.removeprefix("--config.")] = value
     return others, overrides
 
 
@@ -189,19 +80,25 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     """Options of a command line, with ``overrides`` of the config."""
     others, overrides = split_overrides(arguments)
     parser, commands = make_parsers()
-    if others and not others[0].startswith("-"):
-        known(others[0], COMMANDS, "command")
+    if others and not others[0].startswith("-") and others[0] not in COMMANDS:
+        raise UserError(f"there is no command {others[0]!r}; {nearest(others[0], COMMANDS)}")
     options, unread = parser.parse_known_args(others)
     name = options.command
     if unread:
         existing = re.findall(r"--[\w-]+", commands[name].format_usage())
-        near = difflib.get_close_matches(unread[0].partition("=")[0], existing, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"`jaxpref {name} --help` lists them."
-        raise UserError(f"`jaxpref {name}` has no option {unread[0]!r}; {hint}")
-    if overrides and not COMMANDS[name].configured:
+        option = unread[0].partition("=")[0]
+        raise UserError(f"`jaxpref {name}` has no option {option!r}; {nearest(option, existing)}")
+    if overrides and not COMMANDS[name].CONFIG:
         raise UserError(f"`jaxpref {name}` reads no config, so --config.{next(iter(overrides))} sets nothing.")
     options.overrides = overrides
     return options
+
+
+def nearest(name: str, names) -> str:
+    """The hint after a misspelt name."""
+    from jaxpref.configuration import hint
+
+    return hint(name, names)
 
 
 def provide_threads() -> None:

@@ -42,7 +42,7 @@ class Tokenizer:
     """Text to tokens."""
 
     path: str = ""  # 'byte', or a directory with tokenizer.json; empty: the one of init_from, 'byte' from scratch
-    template: str = "none"  # how messages become text: none | chatml | human-assistant | tokenizer (its own)
+    template: str = ""  # none | chatml | human-assistant | tokenizer (its own); empty: its own if it has one, else none
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -1,0 +1,125 @@
+"""Converts models between Hugging Face directories and runs of ours; what it writes, transformers loads.
+
+jaxpref convert --from_hf=llama --to=runs/llama          a run to start others from, without training
+jaxpref convert --from=runs/dpo --to_hf=export           the policy of a run
+jaxpref convert --from=runs/reward --to_hf=export --head=bradley_terry     a reward model
+"""
+
+import argparse
+import json
+
+from jaxpref.errors import ConfigError
+
+SUMMARY = "import from and export to Hugging Face directories"
+CONFIG = ""
+DTYPES = ("float32", "bfloat16")
+NO_HEAD = "none"
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Options of the command."""
+    sources = parser.add_mutually_exclusive_group(required=True)
+    sources.add_argument("--from", dest="run", metavar="D", help="run folder")
+    sources.add_argument("--from-hf", metavar="D", help="Hugging Face directory, or hf://org/name")
+    targets = parser.add_mutually_exclusive_group(required=True)
+    targets.add_argument("--to", metavar="D", help="run folder to make")
+    targets.add_argument("--to-hf", metavar="D", help="Hugging Face directory to make")
+    parser.add_argument("--step", type=int, metavar="N", help="checkpoint of the run (default: the best or the newest)")
+    parser.add_argument("--head", default="", metavar="TERM", help="reward head to export with the model, or none")
+    parser.add_argument("--dtype", choices=DTYPES, default="float32", help="of stored weights (default: %(default)s)")
+
+
+def run(options: argparse.Namespace) -> None:
+    """Converts."""
+    import jax
+    from etils import epath
+
+    from jaxpref import models
+    from jaxpref.configuration import schema
+    from jaxpref.training import mesh, starting
+
+    target = epath.Path(options.to or options.to_hf)
+    if target.exists() and any(target.iterdir()):
+        raise ConfigError(f"{target} is not empty; give a folder to be made.")
+    source = starting.resolve(options.run or options.from_hf)
+    if (source.kind == "run") != bool(options.run):
+        kind, right = ("run", "--from") if source.kind == "run" else ("Hugging Face directory", "--from_hf")
+        raise ConfigError(f"{source.path} is a {kind}; give it as {right}={source.path}.")
+    devices = mesh.make_mesh(schema.Mesh())
+    with jax.set_mesh(devices):
+        read = read_run if options.run else read_hf
+        model, params, heads = read(source, devices, options)
+        head = choose_head(heads, options)
+        tokenizer = starting.load_tokenizer("", source)
+        if options.to_hf:
+            models.save_hf(model, params, target, tokenizer=tokenizer, head=head)
+        else:
+            write_run(target, model, params, tokenizer)
+    print(f"Wrote {target}.")
+
+
+def read_hf(source, devices, options):
+    """Model, parameters and score head of a Hugging Face directory."""
+    from etils import epath
+
+    from jaxpref import models
+    from jaxpref.configuration import schema
+    from jaxpref.training import starting
+
+    if options.step is not None:
+        raise ConfigError("--step chooses a checkpoint of a run, but --from_hf names a Hugging Face directory.")
+    model, params = starting.load_model(schema.Model(param_dtype=options.dtype), source, devices, seed=0)
+    described = json.loads((epath.Path(source.path) / "config.json").read_text())
+    scores = any(name.endswith("ForSequenceClassification") for name in described.get("architectures") or ())
+    return model, params, {"score": models.load_hf_head(source.path, dtype=options.dtype)} if scores else {}
+
+
+def read_run(source, devices, options):
+    """Model, parameters and reward heads of a run."""
+    import jax
+    from etils import epath
+
+    from jaxpref import configuration, models, objectives
+    from jaxpref.training import checkpoints, starting
+
+    folder = epath.Path(source.path)
+    described = models.ModelConfig.from_dict(json.loads((folder / starting.MODEL_FILE).read_text()))
+    model = models.Transformer(described, param_dtype=options.dtype)
+    target = {"model": starting.parameter_shapes(model, devices), "heads": {}}
+    if (folder / "config.json").exists():
+        config = configuration.from_json((folder / "config.json").read_text())
+        terms = objectives.build(config.objectives)
+        shapes = jax.eval_shape(lambda: terms.init(jax.random.key(0), model)[0])
+        whole = jax.sharding.NamedSharding(devices, jax.sharding.PartitionSpec())
+        target["heads"] = jax.tree.map(lambda leaf: leaf.update(sharding=whole), shapes)
+    params = checkpoints.load_params(folder, target, step=options.step)
+    return model, params["model"], params["heads"]
+
+
+def choose_head(heads: dict, options: argparse.Namespace):
+    """The reward head to export, or None."""
+    from jaxpref.configuration import hint
+
+    if not heads and options.head not in ("", NO_HEAD):
+        raise ConfigError(f"--head={options.head}: the model has no reward head; leave --head out.")
+    if not heads or options.head == NO_HEAD:
+        return None
+    names = f"the model has the reward heads {', '.join(heads)}"
+    if options.to:
+        raise ConfigError(f"{names}, which a run to start others from does not hold; --head=none leaves them out.")
+    if not options.head:
+        raise ConfigError(f"{names}; give one as --head, or --head=none to export a language model.")
+    if options.head not in heads:
+        raise ConfigError(f"--head={options.head}: no such reward head; {hint(options.head, heads)}")
+    return heads[options.head]
+
+
+def write_run(target, model, params, tokenizer) -> None:
+    """A run folder with one checkpoint, from which others can start."""
+    from jaxpref.configuration import schema
+    from jaxpref.training import checkpoints, starting
+
+    with checkpoints.Checkpoints(target, schema.Checkpoint(), identity={}) as saver:
+        saver.save(0, {"params": {"model": params}}, {})
+    (target / starting.MODEL_FILE).write_text(json.dumps(model.config.to_dict(), indent=2) + "\n")
+    tokenizer.save(target / starting.TOKENIZER_FOLDER)

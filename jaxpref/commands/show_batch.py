@@ -1,0 +1,69 @@
+"""Prints a training batch as text, exactly the tokens that the model sees: what is trained stands out.
+
+In colour, trained tokens are green and untrained ones of a response yellow; in plain text they stand in [[ ]] and
+(( )).
+"""
+
+import argparse
+import os
+import sys
+
+from jaxpref.errors import ConfigError
+
+SUMMARY = "print a batch with its masks"
+CONFIG = "file"
+COLOURS = ("auto", "always", "never")
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Options of the command."""
+    add = parser.add_argument
+    add("--step", type=int, default=0, metavar="N", help="which batch (default: the first)")
+    add("--examples", type=int, default=4, metavar="N", help="examples of each data stream (default: %(default)s)")
+    add("--stage", default="", metavar="NAME", help="of a config with stages (default: the first)")
+    add("--workdir", default="", metavar="D", help="run folder of the pipeline, where earlier stages lie")
+    add("--color", choices=COLOURS, default="auto", help="auto: on a terminal (default: %(default)s)")
+
+
+def run(options: argparse.Namespace) -> None:
+    """Shows a batch."""
+    from etils import epath
+
+    from jaxpref import configuration
+    from jaxpref.data import show
+
+    config = configuration.load(options.config, options.overrides)
+    stages = dict(configuration.stages(config))
+    if options.stage and options.stage not in stages:
+        raise ConfigError(f"--stage={options.stage}: no such stage; {configuration.hint(options.stage, stages)}")
+    if stages:
+        config = stages[options.stage or next(iter(stages))]
+    folder = epath.Path(os.path.expandvars(options.workdir)).expanduser() if options.workdir else None
+    tokenizer, fed = load(configuration.sections(config), folder)
+    if not 0 <= options.step < fed.steps:
+        raise ConfigError(f"--step={options.step}: the run has the steps 0 to {fed.steps - 1}.")
+    colour = options.color == "always" or (options.color == "auto" and sys.stdout.isatty())
+    print(show.batch(fed.batch(options.step), tokenizer, limit=options.examples, colour=colour), end="")
+
+
+def load(sections, stages):
+    """The tokenizer and the training data of a config, without its model."""
+    import functools
+
+    from jaxpref import objectives
+    from jaxpref.training import assembly, inputs, mesh, starting
+
+    source = starting.resolve(sections.init_from, stages)
+    tokenizer = starting.load_tokenizer(sections.tokenizer.path, source)
+    template = starting.template_name(sections.tokenizer.template, tokenizer)
+    objective = objectives.build(sections.objectives)
+    read = functools.partial(assembly.load_stream, sections, tokenizer=tokenizer, template=template, report=say)
+    streams = assembly.load_streams(sections, objective, read)
+    devices = mesh.batch_devices(mesh.make_mesh(sections.mesh))
+    fed = inputs.make(streams, objective, sections.batch, sections.train, seed=sections.seed, devices=devices)
+    return tokenizer, fed
+
+
+def say(line: str) -> None:
+    """What was read and dropped goes to the standard error."""
+    print(line, file=sys.stderr)
