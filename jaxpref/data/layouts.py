@@ -29,6 +29,7 @@ from jaxpref.batch import Batch, Examples, Layout, Rows
 from jaxpref.errors import ConfigError, DataError
 
 LAYOUTS = ("padded", "packed", "shared", "packed+shared")
+SPARE = 1.15  # rows chosen for a typical batch, over those that it would fill without a gap
 NOWHERE = np.int32(2**31 - 1)  # an index outside every batch: gathered as zero
 
 
@@ -70,7 +71,7 @@ def batch_shape(
     length: int = 0,
     prompt_length: int = 0,
     response_length: int = 0,
-    tokens: int = 0,
+    typical: tuple[float, float] = (0.0, 0.0),
     final: bool = False,
     multiple_of: int = 1,
 ) -> BatchShape:
@@ -79,10 +80,12 @@ def batch_shape(
     Args:
         streams: shape of each stream's examples.
         layout: one of ``LAYOUTS``.
-        rows: rows of a micro-batch; 0 means one micro-batch for the longest possible batch, or, when ``tokens`` says how
-            many tokens a typical batch has, for a typical batch of a packed layout (a longer one takes a second).
+        rows: rows of a micro-batch; 0 means one micro-batch for the longest possible batch, or, when ``typical`` is
+            given, for a typical batch of a packed layout (a longer one takes a second).
         length: tokens of a packed row (packed only); 0 means four times the longest sequence.
-        prompt_length, response_length: region sizes (packed+shared only); 0 means four times the longest part.
+        prompt_length, response_length: region sizes (packed+shared only); 0 means four times the longest response, and
+            a prompt region that fills up as fast, as far as ``typical`` tells.
+        typical: tokens of all prompts, and of all responses, of a typical batch, each prompt counted once.
         final: feed the last response token too (reward heads).
         multiple_of: the rows are divided over this many devices.
 
@@ -95,20 +98,25 @@ def batch_shape(
     prompt = max(s.prompt for s in streams.values())
     response = max(s.response for s in streams.values()) + final
     if shared:
-        needed, sizes = (prompt - 1, response), (prompt_length, response_length)
-        regions = [_region(n, size, packed, name) for n, size, name in zip(needed, sizes, ("prompt", "response"), strict=True)]
+        needed, responses = (prompt - 1, response), max(s.responses for s in streams.values())
+        response_region = _region(response, response_length, packed, "response")
+        if packed and not prompt_length and all(typical):
+            prompt_length = max(prompt - 1, math.ceil(response_region * typical[0] * responses / typical[1]))
         # A prompt of one token leaves the prompt region empty; one padding column keeps the layout recognisable.
-        row = Layout(max(regions[0], 1), max(s.responses for s in streams.values()), regions[1])
+        row = Layout(max(_region(prompt - 1, prompt_length, packed, "prompt"), 1), responses, response_region)
+        wanted = max(typical[0] / row.prompt, typical[1] / responses / row.response)
         slots = min(size // max(n, 1) for n, size in zip(needed, row[::2], strict=True)) if packed else 1
         total, segments = sum(s.examples for s in streams.values()), {1}
     else:
         row = Layout(0, 1, _region(prompt + response - 1, length, packed, "row"))
         slots = row.response // (prompt + response - 1) if packed else 1
+        copies = max(s.responses for s in streams.values())
+        wanted = (typical[0] * copies + typical[1]) / row.response
         total, segments = sum(s.examples * s.responses for s in streams.values()), {s.responses for s in streams.values()}
     largest = max(segments)
     if not rows:
-        wanted = max(tokens * 1.1 / row.length, largest / slots) if packed and tokens else total / slots
-        rows = math.ceil(wanted / multiple_of) * multiple_of
+        enough = max(SPARE * wanted, largest / slots) if packed and all(typical) else total / slots
+        rows = math.ceil(enough / multiple_of) * multiple_of
     if rows % multiple_of:
         raise ConfigError(f"batch.rows is {rows}, which {multiple_of} data-parallel devices cannot divide; use a multiple of {multiple_of}.")
     if rows * slots < largest:

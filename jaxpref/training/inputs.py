@@ -111,7 +111,7 @@ def shape_of(
 ) -> layouts.BatchShape:
     """The fixed shape of batches of these streams, from their longest prompts and responses."""
     shapes = {name: _stream_shape(dataset, sizes[name], name in partnered) for name, dataset in streams.items()}
-    shared = batch.layout.endswith("shared")
+    typical = np.sum([_typical_tokens(streams[name], shape) for name, shape in shapes.items()], axis=0)
     return layouts.batch_shape(
         shapes,
         layout=batch.layout,
@@ -119,7 +119,7 @@ def shape_of(
         length=batch.length,
         prompt_length=batch.prompt_length,
         response_length=batch.response_length,
-        tokens=sum(_typical_tokens(streams[name], shape, shared) for name, shape in shapes.items()),
+        typical=tuple(typical),
         final=final,
         multiple_of=devices,
     )
@@ -136,8 +136,8 @@ def _stream_shape(dataset, size: int, partnered: bool) -> layouts.StreamShape:
     )
 
 
-def _typical_tokens(dataset, shape: layouts.StreamShape, shared: bool) -> int:
-    """Tokens of an average batch of a stream, from which packed layouts choose their number of rows."""
-    prompt = np.mean([len(example.prompt) for example in dataset]) * (1 if shared else shape.responses)
+def _typical_tokens(dataset, shape: layouts.StreamShape) -> tuple[float, float]:
+    """Tokens of all prompts (each counted once), and of all responses, of an average batch of a stream."""
+    prompt = np.mean([len(example.prompt) for example in dataset])
     response = np.mean([np.mean([len(r) for r in example.responses]) for example in dataset]) * shape.responses
-    return math.ceil(shape.examples * (prompt + response))
+    return shape.examples * prompt, shape.examples * response

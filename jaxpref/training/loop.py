@@ -14,7 +14,7 @@ from etils import epath
 
 from jaxpref import configuration
 from jaxpref.errors import ConfigError
-from jaxpref.training import assembly, checkpoints, folder, heldout, mesh, metrics, precompute, samples, selfcheck
+from jaxpref.training import assembly, checkpoints, folder, heldout, mesh, metrics, precompute, samples, selfcheck, throughput
 from jaxpref.training.digest import leaf_digests
 
 MOVEMENT_STEPS = 3  # by then every trainable leaf has moved
@@ -86,7 +86,7 @@ def run(config, workdir: str, *, dry_run: bool = False, stages: epath.Path | Non
         key = jax.random.key(sections.seed)
         digests = leaf_digests(state.params) if first == 0 else None
         writer = cleanup.enter_context(metrics.Writer(files.path, sections.log, first_step=first, keep=not dry_run))
-        clock = metrics.Clock(parts.model.config, parts.mesh)
+        clock = throughput.Clock(parts.model.config, parts.mesh, examples=sum(parts.inputs.sizes.values()))
         advance = cleanup.enter_context(metrics.progress_bar(first, steps, sections.log))
         terminated = cleanup.enter_context(termination())
         batch = parts.place(first)
@@ -119,7 +119,7 @@ def run(config, workdir: str, *, dry_run: bool = False, stages: epath.Path | Non
                 results |= scores
             if due:
                 progress |= heldout.patience(sections.early_stop, progress, results)
-                clock.restart()
+                clock.restart(done)
             interrupted = terminated(done)
             stopping = interrupted or progress["waited"] >= sections.early_stop.patience
             advance(done, results)
@@ -127,9 +127,9 @@ def run(config, workdir: str, *, dry_run: bool = False, stages: epath.Path | Non
             # --------------------------------------------------------------------------------------------------- save
             if saver is not None and (saver.due(done) or done == steps or stopping):
                 best = results.get(sections.checkpoint.best.metric) if due else None
-                saver.save(done, state, progress | {"results": results}, value=best)
                 writer.upload()
-                clock.restart()
+                saver.save(done, state, progress | {"results": results}, value=best)
+                clock.restart(done)
             if stopping:
                 more = "the same command continues" if interrupted else "no evaluation improved for long enough"
                 say(f"{workdir}: stopped after step {done}; {more}.")
