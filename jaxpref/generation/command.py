@@ -128,7 +128,7 @@ def stop_ids(tokenizer: Tokenizer, template: Template, stop: Sequence[str] = ())
     """
     further = []
     for text in stop:
-        ids = tokenizer.encode(text, continued=True)
+        ids = [tokenizer.special[text]] if text in tokenizer.special else tokenizer.encode(text, continued=True)
         if len(ids) != 1:
             raise ConfigError(f"stop is {text!r}, which is {len(ids)} tokens; expected the text of one token.")
         further += ids
