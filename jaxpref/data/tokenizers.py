@@ -5,6 +5,7 @@ import functools
 import hashlib
 import json
 import os
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from etils import epath
@@ -193,10 +194,16 @@ def _without_prefix(description: dict) -> dict:
 
 @functools.cache
 def _byte() -> Tokenizer:
-    """Bytes are ids 0-255; 256 begins a sequence, 257 ends it, 258 pads in other libraries and is never "
-    "trained: 259 ids."""
+    """Bytes are ids 0-255; 256 begins a sequence, 257 ends it, 258 only pads in other libraries: 259 ids."""
     names = {"<bos>": BYTE_BOS, "<eos>": BYTE_EOS, "<pad>": BYTE_PAD}
     shown = {i: text.encode() for text, i in names.items()}
+    pattern = re.compile(f"({'|'.join(names)})")
+
+    def encode(text: str, markup: bool) -> list[int]:
+        if not markup or "<" not in text:
+            return list(text.encode())
+        parts = pattern.split(text)
+        return [i for part in parts for i in ([names[part]] if part in names else part.encode())]
 
     def decode(ids: list[int], special: bool) -> str:
         parts = (bytes([i]) if i < 256 else shown.get(i, b"") if special else b"" for i in ids)
@@ -204,7 +211,7 @@ def _byte() -> Tokenizer:
 
     return Tokenizer(
         "byte", BYTE_BOS, BYTE_EOS, 259, names, "byte-259", None, _byte_files(names),
-        lambda texts, continued, markup: [list(text.encode()) for text in texts], decode,
+        lambda texts, continued, markup: [encode(text, markup) for text in texts], decode,
     )  # fmt: skip
 
 

@@ -44,6 +44,13 @@ def test_the_bpe_of_the_tests_has_merges(bpe):
     assert len(bpe.encode("hello world wide web")) < 8
 
 
+def test_the_text_of_special_tokens_in_bytes(byte):
+    text = "<bos>é<eos><pad<"
+    assert byte.encode(text) == [byte.bos_id, *"é".encode(), byte.eos_id, *b"<pad<"]
+    assert byte.encode(text, markup=False) == list(text.encode())
+    assert byte.decode(byte.encode(text), special=True) == text
+
+
 def test_special_tokens_are_text_unless_markup(bpe):
     assert bpe.encode("a</s>b").count(bpe.eos_id) == 1
     plain = bpe.encode("a</s>b", markup=False)
@@ -58,10 +65,11 @@ def test_transformers_loads_what_is_saved(name, request, tmp_path, transformers)
     tokenizer = request.getfixturevalue(name)
     tokenizer.save(tmp_path / "saved")
     theirs = transformers.AutoTokenizer.from_pretrained(str(tmp_path / "saved"))
-    for text in ("Hello, world!", " two  spaces\nand a line", "naïve 数学 🙂"):
+    special = next(text for text, i in tokenizer.special.items() if i == tokenizer.eos_id)
+    for text in ("Hello, world!", " two  spaces\nand a line", "naïve 数学 🙂", f"a{special}b"):
         ids = tokenizer.encode(text)
         assert theirs(text, add_special_tokens=False)["input_ids"] == ids
-        assert theirs.decode(ids, clean_up_tokenization_spaces=False) == tokenizer.decode(ids)
+        assert theirs.decode(ids, clean_up_tokenization_spaces=False) == tokenizer.decode(ids, special=True)
     assert (theirs.bos_token_id, theirs.eos_token_id) == (tokenizer.bos_id, tokenizer.eos_id)
     assert tokenizers.load(tmp_path / "saved").digest == tokenizers.load(tmp_path / "saved").digest
 
