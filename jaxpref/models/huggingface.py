@@ -69,7 +69,8 @@ def load_hf(path: str | os.PathLike, *, dtype=jnp.float32, mesh=None) -> tuple[T
     fields = files.read_json(directory / "config.json")
     family, fields = configs.family_fields(fields, directory)
     stored = _canonical(files.open_tensors(directory), family, directory)
-    config = configs.from_fields(family, fields, directory, headless=names.SCORE in stored)
+    headless = names.SCORE in stored and names.TABLES[family]["head/kernel"].name not in stored
+    config = configs.from_fields(family, fields, directory, headless=headless)
     model = Transformer(config=config, dtype=dtype, param_dtype=dtype)
     shapes = _shapes(model)
     table, sizes = _table(family, shapes, config), configs.sizes(config)
@@ -144,6 +145,8 @@ def _canonical(stored: dict[str, files.Stored], family: str, directory) -> dict[
             # The multimodal Gemma 3 keeps its text model one level down.
             name = name.replace("language_model.model.", "model.").replace("model.language_model.", "model.")
             name = name.replace("language_model.lm_head.", "lm_head.")
+        elif family == "gpt_neox":
+            name = name.replace("lm_head.", "embed_out.")
         if name.removeprefix("model.").startswith(("vision_tower.", "multi_modal_projector.")):
             foreign.append(name)
         elif not names.BUFFERS.fullmatch(name):

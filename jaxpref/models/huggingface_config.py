@@ -13,49 +13,16 @@ from typing import Any
 
 from jaxpref.errors import ModelError
 from jaxpref.models.config import ModelConfig, Rope
-from jaxpref.models.huggingface_families import ACTIVATIONS, FAMILIES, Family, Fields
-
-# Fields that change the maths and are modelled for one value only.
-REQUIRED = {
-    "quantization_config": (None,),
-    "use_bidirectional_attention": (None, False),
-    "scale_attn_weights": (True,),
-    "scale_attn_by_inverse_layer_idx": (False,),
-    "add_cross_attention": (None, False),
-    "is_encoder_decoder": (None, False),
-    "num_experts": (None, 0),
-    "num_local_experts": (None, 0),
-}
-
-# Fields without meaning for the maths: provenance, numerics of other implementations, dropout (never applied here),
-# initialisation, token ids, and heads of other tasks.
-NEUTRAL = frozenset(
-    """
-    model_type architectures dtype torch_dtype transformers_version _name_or_path auto_map use_cache
-    cache_implementation initializer_range pretraining_tp reorder_and_upcast_attn gradient_checkpointing
-    attention_dropout attn_pdrop embd_pdrop resid_pdrop hidden_dropout classifier_dropout
-    bos_token_id eos_token_id pad_token_id sep_token_id n_ctx is_decoder torchscript
-    summary_activation summary_first_dropout summary_proj_to_labels summary_type summary_use_proj task_specific_params
-    id2label label2id num_labels problem_type output_attentions output_hidden_states return_dict chunk_size_feed_forward
-    tie_encoder_decoder
-    """.split()
+from jaxpref.models.huggingface_families import (
+    ACTIVATIONS,
+    FAMILIES,
+    NEEDED,
+    NEUTRAL,
+    READ,
+    REQUIRED,
+    Family,
+    Fields,
 )
-# Fields that the functions below read where a family has them.
-READ = frozenset(
-    """
-    rope_theta rope_scaling rope_parameters rope_local_base_freq rotary_emb_base rotary_pct partial_rotary_factor
-    original_max_position_embeddings sliding_window use_sliding_window max_window_layers layer_types
-    sliding_window_pattern _sliding_window_pattern attention_bias mlp_bias use_parallel_residual hidden_activation
-    query_pre_attn_scalar attn_logit_softcapping final_logit_softcapping hidden_act activation_function head_dim
-    """.split()
-)
-# What each kind of rotary scaling cannot do without.
-NEEDED = {
-    "linear": ("factor",),
-    "llama3": ("factor", "low_freq_factor", "high_freq_factor"),
-    "longrope": ("short_factor", "long_factor"),
-}
-
 
 # --- from config.json -----------------------------------------------------------------------------------------------
 

@@ -12,7 +12,7 @@ from safetensors.numpy import load_file
 from jaxpref.batch import Layout, Rows
 from jaxpref.data import tokenizers
 from jaxpref.errors import ModelError
-from jaxpref.models import BUILTIN, Transformer, hidden, init, logits, token_logps
+from jaxpref.models import BUILTIN, Transformer, head_logits, hidden, init, logits, token_logps
 from jaxpref.models.huggingface import load_hf, load_hf_head, save_hf
 from tests.models import checkpoints
 
@@ -136,10 +136,23 @@ def test_reward_model_scores_equal_transformers(variant, tmp_path):
     assert np.max(np.abs(actual - expected)) < 1e-4 * np.max(np.abs(expected))
 
 
-def hidden_states(model, params, tokens):
-    tokens = jnp.asarray(tokens)
-    positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
-    rows = Rows(tokens, jnp.zeros_like(tokens), positions, jnp.ones_like(tokens))
+@pytest.mark.parametrize("variant", ["gpt2", "gpt_neox", "gemma3"])
+def test_trap_46_position_ids_ignore_padding(variant, tmp_path):
+    torch_model = checkpoints.save(variant, tmp_path)
+    model, params = load_hf(tmp_path)
+    tokens, valid = checkpoints.ragged_tokens()
+    expected = checkpoints.torch_logits(torch_model, tokens, valid)[valid]
+    lengths = valid.sum(axis=1)
+    left, left_valid = (np.stack(list(map(np.roll, array, -lengths))) for array in (tokens, valid))
+    actual = head_logits(model, params, hidden_states(model, params, left, left_valid))[left_valid]
+    assert np.max(np.abs(actual - expected)) < 1e-4 * np.max(np.abs(expected))
+
+
+def hidden_states(model, params, tokens, valid=None):
+    """Final hidden states of rows that hold one sequence each, wherever their padding lies."""
+    valid = np.ones(tokens.shape, bool) if valid is None else valid
+    positions = np.maximum(np.cumsum(valid, axis=1) - 1, 0)
+    rows = Rows(*(jnp.asarray(a, jnp.int32) for a in (tokens, np.zeros_like(tokens), positions, valid)))
     return hidden(model, params, rows, Layout(0, 1, tokens.shape[1]))
 
 
