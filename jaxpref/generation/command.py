@@ -72,8 +72,9 @@ def run(
     dataset = data.load_stream({"kind": "prompts", "path": prompts}, tokenizer, length, template=template)
     for reason, count in dataset.counts["truncated"].items():
         print(f"{count} times {reason}.", file=sys.stderr)
+    lines = answer(model, params, tokenizer, dataset.examples, batch_size=batch_size, **options)
     with _opened(output, prompts) as file:
-        for line in answer(model, params, tokenizer, dataset.examples, batch_size=batch_size, **options):
+        for line in lines:
             file.write(json.dumps(line, ensure_ascii=False) + "\n")
             file.flush()
 
@@ -87,11 +88,10 @@ def answer(
     samples: int,
     **options: Any,
 ) -> Iterator[dict[str, Any]]:
-    """Yields the lines of the output, in the order of the prompts, as soon as a batch is done."""
-    prompts = [example.prompt for example in examples]
-    for number, generated in enumerate(stream(model, params, prompts, samples=samples, **options)):
-        example = examples[number // samples]
-        yield _line(example.meta["prompt"], texts.decode(tokenizer, generated, prompt=example.prompt), generated)
+    """Lines of the output, in the order of the prompts, as soon as a batch is done; options are checked at once."""
+    found = stream(model, params, [example.prompt for example in examples], samples=samples, **options)
+    asked = (example for example in examples for _ in range(samples))
+    return (_line(tokenizer, example, generated) for example, generated in zip(asked, found, strict=True))
 
 
 def converse(
@@ -135,10 +135,10 @@ def stop_ids(tokenizer: Tokenizer, template: Template, stop: Sequence[str] = ())
     return tuple(sorted({*template.stop_ids, *further}))
 
 
-def _line(prompt: Any, completion: str, generated: Generated) -> dict[str, Any]:
+def _line(tokenizer: Tokenizer, example: data.Tokenized, generated: Generated) -> dict[str, Any]:
     return {
-        "prompt": prompt,
-        "completion": completion,
+        "prompt": example.meta["prompt"],
+        "completion": texts.decode(tokenizer, generated, prompt=example.prompt),
         "tokens": len(generated.tokens),
         "finished": generated.finished,
         "logp": round(float(generated.logps.sum()), 6),

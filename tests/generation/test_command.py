@@ -117,6 +117,14 @@ def test_a_bad_row_is_named(row, message, prompts, tmp_path):
         run(prompts, tmp_path / "out.jsonl")
 
 
+def test_a_bad_option_leaves_an_earlier_output_alone(prompts, tmp_path):
+    before = run(prompts, tmp_path / "out.jsonl")
+    for option in ({"top_p": 0.0}, {"samples": 0}, {"stop": ["two"]}, {"template": "chatlm"}, {"prompt_limit": -1}):
+        with pytest.raises(ConfigError, match="expected"):
+            run(prompts, tmp_path / "out.jsonl", **option)
+    assert [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()] == before
+
+
 def test_outputs_that_cannot_be_are_refused(prompts, tmp_path):
     with pytest.raises(ConfigError, match="is the file of prompts; give another file"):
         run(prompts, prompts)

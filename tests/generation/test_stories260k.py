@@ -42,3 +42,14 @@ def test_texts_and_their_leading_spaces(stories):
         model, params, tokenizer, template, ["Once upon a", ""], key=jax.random.key(0), max_tokens=3, temperature=0
     )
     assert texts == [" time, there", "Once upon a"]
+
+
+@pytest.mark.slow
+def test_the_published_greedy_text_from_the_command_line(data_dir, tmp_path, run_cli):
+    folder, prompts = data_dir / "stories260k", tmp_path / "prompts.jsonl"
+    prompts.write_text('{"prompt": ""}\n')
+    options = (f"--model={folder / 'hf'}", f"--prompts={prompts}", "--temperature=0", "--max-tokens=256")
+    done = run_cli("generate", *options)
+    assert done.code == 0, done.stderr
+    expected = json.loads((folder / "expected.json").read_text())["published"]["greedy_text_257"]
+    assert json.loads(done.stdout)["completion"] == expected
