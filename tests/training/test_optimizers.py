@@ -64,7 +64,7 @@ def one_layer(tree, layer):
 def trained(config, params, gradients, groups=(), steps=100, updates=1):
     """Parameters after some updates with the same gradients."""
     transformation, _ = optimizers.make(config, groups, params, steps=steps)
-    state = transformation.init(params)
+    state = jax.jit(transformation.init)(params)
 
     @jax.jit
     def step(params, state):
@@ -84,10 +84,16 @@ def test_adamw_equals_optax():
     got, _ = trained(section(b1=0.8, b2=0.9, eps=1e-3, weight_decay=0.01), params, gradients, updates=3)
     decayed = trees.map_paths(lambda path, _: "kernel" in path or path.endswith("tokens"), params)
     reference = optax.adamw(0.1, b1=0.8, b2=0.9, eps=1e-3, weight_decay=0.01, mask=decayed)
-    expected, state = params, reference.init(params)
-    for _ in range(3):
-        changes, state = reference.update(gradients, state, expected)
-        expected = optax.apply_updates(expected, changes)
+
+    @jax.jit
+    def three_steps(expected):
+        state = reference.init(expected)
+        for _ in range(3):
+            changes, state = reference.update(gradients, state, expected)
+            expected = optax.apply_updates(expected, changes)
+        return expected
+
+    expected = three_steps(params)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), got, expected)
 
 
@@ -247,9 +253,9 @@ def test_frozen_leaves_have_no_gradient_and_no_moments(name, dtype):
     assert {path for path, keep in trees.leaves(mask).items() if keep} == {"heads/reward/kernel"}
     trainable = jax.tree.map(lambda leaf, keep: leaf if keep else None, params, mask)
     transformation, _ = optimizers.make(section(name=name, clip_norm=1.0, moment_dtype=dtype), groups, params, steps=10)
-    state = transformation.init(trainable)
+    state = jax.eval_shape(transformation.init, trainable)
     assert sum(leaf.size for leaf in jax.tree.leaves(state)) < 20
-    changes, _ = transformation.update(trainable, state, trainable)
+    changes, _ = jax.eval_shape(transformation.update, trainable, state, trainable)
     assert jax.tree.structure(changes) == jax.tree.structure(trainable)
 
 
