@@ -155,8 +155,7 @@ def _is_transcript(prompt: Text) -> bool:
 
 
 def _messages(text: Text, role: str, raw: bool) -> tuple[Message, ...]:
-    """A string as one message; an Anthropic HH transcript as its turns, without the spaces around them, unless "
-    "``raw``."""
+    """A string as one message; an Anthropic HH transcript as its stripped turns, unless ``raw``."""
     if not isinstance(text, str):
         return text
     if role == "user" and not raw and _is_transcript(text):
@@ -233,8 +232,7 @@ def _own_template(tokenizer: Tokenizer) -> Template:
 
 
 def _answer_spans(render, closing: re.Pattern, before: tuple[Message, ...], answer: tuple[Message, ...]) -> list[Span]:
-    """Spans of an answer in what a Jinja template writes, from prefixes of the conversation rendered one after "
-    "another."""
+    """Spans of an answer in what a Jinja template writes, from ever longer beginnings of the conversation."""
     conversation = before + answer
     whole, written, spans = render(conversation, False), len(render(before, True)), []
     for turn in range(len(before), len(conversation)):

@@ -174,8 +174,7 @@ def _special_id(name: str, backend, token: str | Mapping | None, key: str) -> in
 
 
 def _without_prefix(description: dict) -> dict:
-    """The same tokenizer for text in mid-sequence: SentencePiece-like tokenizers put a space before every text "
-    "they get."""
+    """The same tokenizer for text in mid-sequence: SentencePiece-like ones put a space before every text."""
 
     def mend(part):
         if isinstance(part, list):
