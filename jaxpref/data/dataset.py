@@ -250,7 +250,7 @@ def _mix(groups: list[list[Tokenized]], entries: list[dict[str, Any]], ledger: L
 
 
 def _complete(examples: list[Tokenized]) -> tuple[list[Tokenized], list[str]]:
-    """Gives every example the same numbers: defaults fill gaps, fields without a default that some lack go to ``meta``."""
+    """Gives every example the same numbers: a default fills gaps; fields without one go to ``meta``."""
     present = Counter(key for example in examples for key in example.side)
     partial = [key for key, number in present.items() if number < len(examples)]
     if not partial:
