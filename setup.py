@@ -16,6 +16,7 @@ REQUIRED = [
     "etils[epath]>=1.12",
     "flax>=0.12.8",
     "grain>=0.2.16",
+    "huggingface-hub>=0.30",
     "jax>=0.10",
     "jinja2>=3.1",
     "markupsafe>=2.1",

@@ -1,6 +1,6 @@
 """Writes every shipped config as text beside this file: ``python -m tests.golden_configs.regenerate``.
 
-A changed default then shows in review, in every config that it reaches.
+``default.txt`` holds all defaults, the others what each config sets, so that a changed default shows in review.
 """
 
 import pathlib
@@ -22,13 +22,29 @@ def golden(config_file: str) -> pathlib.Path:
 
 
 def text(config_file: str) -> str:
-    """The config as text, one field a line."""
-    return configuration.to_text(configuration.load(str(ROOT / config_file)))
+    """What a config, and each of its stages, sets: the fields that are not at their default, one a line."""
+    config = configuration.load(str(ROOT / config_file))
+    whole = {field: value for field, value in configuration.flatten(config).items() if not field.startswith("stages.")}
+    parts = [("", whole)]
+    parts += [(f"stages.{name}.", configuration.flatten(config.stages[name])) for name in config.stages]
+    return "".join(sorted(f"{where}{field} = {value!r}\n" for where, part in parts for field, value in changed(part)))
+
+
+def changed(fields: dict) -> list[tuple]:
+    """Fields that differ from their default."""
+    untouched = configuration.flatten(configuration.default())
+    return [(field, value) for field, value in fields.items() if field not in untouched or untouched[field] != value]
+
+
+def texts() -> dict[pathlib.Path, str]:
+    """What must lie here: file -> text."""
+    defaults = {HERE / "default.txt": configuration.to_text(configuration.default())}
+    return defaults | {golden(config_file): text(config_file) for config_file in shipped()}
 
 
 if __name__ == "__main__":
     for old in HERE.glob("*.txt"):
         old.unlink()
-    for name in shipped():
-        golden(name).write_text(text(name))
-        print(golden(name).relative_to(ROOT))
+    for path, content in texts().items():
+        path.write_text(content)
+        print(path.relative_to(ROOT))
