@@ -12,9 +12,9 @@ shared          Tp > 0, K responses     one prompt and its K responses
 packed+shared   Tp > 0, K responses     as many prompts, each with its K responses, as fit
 =============== ======================= ============================================================
 
-In the shared layouts the prompt region holds ``prompt[:-1]`` and each response region ``prompt[-1:] + response[:-1]``, so
-that every target is scored inside its own region. Reward heads read the last response token itself: with ``final`` it is
-fed to the model as well, as one more position without a target.
+In the shared layouts the prompt region holds ``prompt[:-1]`` and each response region ``prompt[-1:] + response[:-1]``,
+so that every target is scored inside its own region. Reward heads read the last response token itself: with ``final``
+it is fed to the model as well, as one more position without a target.
 
 The plan is a pure function of the examples' tokens: every process computes the same one.
 """
@@ -29,12 +29,13 @@ from jaxpref.batch import Batch, Examples, Layout, Rows
 from jaxpref.errors import ConfigError, DataError
 
 LAYOUTS = ("padded", "packed", "shared", "packed+shared")
+ROW, RESPONSE = 512, 256  # usual tokens of a packed row, and of a packed response region; four longest parts at most
 SPARE = 1.15  # rows chosen for a typical batch, over those that it would fill without a gap
 NOWHERE = np.int32(2**31 - 1)  # an index outside every batch: gathered as zero
 
 
 class StreamShape(NamedTuple):
-    """Fixed shape of one data stream's examples: how many a batch holds, responses of each, longest prompt and response."""
+    """Fixed shape of a data stream's examples: how many a batch holds, responses of each, longest prompt and response."""
 
     examples: int
     responses: int
@@ -82,9 +83,9 @@ def batch_shape(
         layout: one of ``LAYOUTS``.
         rows: rows of a micro-batch; 0 means one micro-batch for the longest possible batch, or, when ``typical`` is
             given, for a typical batch of a packed layout (a longer one takes a second).
-        length: tokens of a packed row (packed only); 0 means four times the longest sequence.
-        prompt_length, response_length: region sizes (packed+shared only); 0 means four times the longest response, and
-            a prompt region that fills up as fast, as far as ``typical`` tells.
+        length: tokens of a packed row (packed only); 0 means ``ROW``, but no less than the longest sequence.
+        prompt_length, response_length: region sizes (packed+shared only); 0 means ``RESPONSE``, but no less than the
+            longest response, and a prompt region that fills up as fast, as far as ``typical`` tells.
         typical: tokens of all prompts, and of all responses, of a typical batch, each prompt counted once.
         final: feed the last response token too (reward heads).
         multiple_of: the rows are divided over this many devices.
@@ -94,45 +95,58 @@ def batch_shape(
     """
     if layout not in LAYOUTS:
         raise ConfigError(f"batch.layout is {layout!r}; expected one of {', '.join(LAYOUTS)}.")
-    packed, shared = layout.startswith("packed"), layout.endswith("shared")
-    prompt = max(s.prompt for s in streams.values())
-    response = max(s.response for s in streams.values()) + final
-    if shared:
-        needed, responses = (prompt - 1, response), max(s.responses for s in streams.values())
-        response_region = _region(response, response_length, packed, "response")
-        if packed and not prompt_length and all(typical):
-            prompt_length = max(prompt - 1, math.ceil(response_region * typical[0] * responses / typical[1]))
-        # A prompt of one token leaves the prompt region empty; one padding column keeps the layout recognisable.
-        row = Layout(max(_region(prompt - 1, prompt_length, packed, "prompt"), 1), responses, response_region)
-        wanted = max(typical[0] / row.prompt, typical[1] / responses / row.response)
-        slots = min(size // max(n, 1) for n, size in zip(needed, row[::2], strict=True)) if packed else 1
-        total, segments = sum(s.examples for s in streams.values()), {1}
+    shapes, packed = list(streams.values()), layout.startswith("packed")
+    prompt, responses = max(s.prompt for s in shapes), max(s.responses for s in shapes)
+    response = max(s.response for s in shapes) + final
+    if layout.endswith("shared"):
+        row = _shared_row(prompt - 1, responses, response, prompt_length, response_length, packed, typical)
+        slots = min(row.prompt // max(prompt - 1, 1), row.response // response)
+        filled_rows = max(typical[0] / row.prompt, typical[1] / responses / row.response)
+        segments = [(s.examples, 1) for s in shapes]
     else:
-        row = Layout(0, 1, _region(prompt + response - 1, length, packed, "row"))
-        slots = row.response // (prompt + response - 1) if packed else 1
-        copies = max(s.responses for s in streams.values())
-        wanted = (typical[0] * copies + typical[1]) / row.response
-        total, segments = sum(s.examples * s.responses for s in streams.values()), {s.responses for s in streams.values()}
-    largest = max(segments)
+        row = Layout(0, 1, _region(prompt + response - 1, length, packed, "row", ROW))
+        slots = row.response // (prompt + response - 1)
+        filled_rows = (typical[0] * responses + typical[1]) / row.response
+        segments = [(s.examples, s.responses) for s in shapes]
+    slots = slots if packed else 1
+    total, largest = sum(n * k for n, k in segments), max(k for _, k in segments)
     if not rows:
-        enough = max(SPARE * wanted, largest / slots) if packed and all(typical) else total / slots
+        enough = max(SPARE * filled_rows, largest / slots) if packed and all(typical) else total / slots
         rows = math.ceil(enough / multiple_of) * multiple_of
     if rows % multiple_of:
-        raise ConfigError(f"batch.rows is {rows}, which {multiple_of} data-parallel devices cannot divide; use a multiple of {multiple_of}.")
+        raise ConfigError(
+            f"batch.rows is {rows}, which {multiple_of} data-parallel devices cannot divide; "
+            f"use a multiple of {multiple_of}."
+        )
     if rows * slots < largest:
-        raise ConfigError(f"batch.rows is {rows}, but one example needs {largest} rows of layout {layout!r}; use at least {largest}.")
-    # First fit refuses an example only when fewer slots are free than it has segments, a slot being the longest segment.
-    filled = rows * slots // largest * largest if len(segments) == 1 else rows * slots - largest + 1
-    return BatchShape(row, rows, math.ceil(total / filled), dict(streams), packed, final)
+        raise ConfigError(
+            f"batch.rows is {rows}, but one example needs {largest} rows of layout {layout!r}; use at least {largest}."
+        )
+    # First fit refuses an example only when fewer slots (of the longest segment) are free than it has segments.
+    uniform = len({k for _, k in segments}) == 1
+    placed = rows * slots // largest * largest if uniform else rows * slots - largest + 1
+    return BatchShape(row, rows, math.ceil(total / placed), dict(streams), packed, final)
 
 
-def _region(needed: int, size: int, packed: bool, name: str) -> int:
+def _shared_row(prompt, responses, response, prompt_length, response_length, packed, typical) -> Layout:
+    """Regions of a shared row; ``prompt`` is the longest prompt without its last token."""
+    region = _region(response, response_length, packed, "response", RESPONSE)
+    if packed and not prompt_length and all(typical):
+        prompt_length = max(prompt, math.ceil(region * typical[0] * responses / typical[1]))
+    # A prompt of one token leaves the prompt region empty; one padding column keeps the layout recognisable.
+    return Layout(max(_region(prompt, prompt_length, packed, "prompt", RESPONSE), 1), responses, region)
+
+
+def _region(needed: int, size: int, packed: bool, name: str, usual: int) -> int:
     if not size:
-        return needed * (4 if packed else 1)
+        return max(needed, min(4 * needed, usual)) if packed else needed
     if not packed:
         raise ConfigError(f"the size of the {name} region is {size}, but only packed layouts choose it; leave it 0.")
     if size < needed:
-        raise ConfigError(f"the {name} region holds {size} tokens, but the longest example needs {needed}; raise it or lower config.length.")
+        raise ConfigError(
+            f"the {name} region holds {size} tokens, but the longest example needs {needed}; "
+            "raise it or lower config.length."
+        )
     return size
 
 
@@ -186,7 +200,9 @@ def _empty_examples(stream: StreamShape) -> Examples:
 def _check(example: Any, name: str, stream: StreamShape) -> None:
     longest = max(len(response) for response in example.responses)
     if len(example.responses) != stream.responses:
-        raise DataError(f"{example.origin}: {len(example.responses)} responses in stream {name!r}; expected {stream.responses}.")
+        raise DataError(
+            f"{example.origin}: {len(example.responses)} responses in stream {name!r}; expected {stream.responses}."
+        )
     if not 1 <= len(example.prompt) <= stream.prompt or longest > stream.response:
         raise DataError(
             f"{example.origin}: prompt of {len(example.prompt)} and response of {longest} tokens in stream {name!r}; "
