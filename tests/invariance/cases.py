@@ -27,7 +27,7 @@ _KITCHEN_SINK = dataclasses.replace(
 )
 CONFIGS = {
     "plain": dataclasses.replace(families.LLAMA, vocab_size=VOCABULARY),
-    # A window of 3, two ropes beside learned positions, soft caps, post-norms, query-key norms, biases, tied embeddings.
+    # A window of 3, two ropes and learned positions, soft caps, post-norms, query-key norms, biases, tied embedding.
     "everything": dataclasses.replace(_KITCHEN_SINK, vocab_size=VOCABULARY),
 }
 MESHES = {1: dict(data=1, fsdp=1, tensor=1, sequence=1), 8: dict(data=2, fsdp=2, tensor=2, sequence=1)}
@@ -41,9 +41,8 @@ class Case(NamedTuple):
     devices: int = 1
 
     def __str__(self):
-        return (
-            f"{self.layout}, {'several micro-batches' if self.several else 'one micro-batch'}, {self.devices} devices"
-        )
+        micro_batches = "several micro-batches" if self.several else "one micro-batch"
+        return f"{self.layout}, {micro_batches}, {self.devices} device{'s' * (self.devices > 1)}"
 
 
 BASE = Case()

@@ -43,7 +43,7 @@ every_case = pytest.mark.parametrize("case", CASES, ids=str)
 
 
 class Compiled(NamedTuple):
-    """A jitted ``(params, reference, batch, weights) -> (channels in example order, gradient of their weighted sum)``."""
+    """A jitted ``(params, reference, batch, weights) -> (channels in example order, gradient of their sum)``."""
 
     function: object
     params: object
@@ -141,7 +141,7 @@ def test_float32(case):
 
 @every_case
 def test_trap_48_another_example_changes_no_bit(case):
-    """Other tokens of the same lengths in one example: the channels of the others, and their gradient, keep their bits."""
+    """One example gets other tokens of the same lengths: the channels of the others keep their bits."""
     disturbed = 4
     example = EXAMPLES[disturbed]
     prompt, *responses = ((tokens + 7) % VOCABULARY for tokens in (example.prompt, *example.responses))
