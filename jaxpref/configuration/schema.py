@@ -64,9 +64,9 @@ class Batch:
     streams: Mapping[str, int] = free()  # data stream -> its own number of examples
     layout: Literal["padded", "packed", "shared", "packed+shared"] = "padded"  # shared: responses share their prompt
     rows: int = number(0, least=0)  # rows of a micro-batch; 0: one micro-batch
-    length: int = number(0, least=0)  # tokens of a packed row; 0: four times the longest sequence
-    prompt_length: int = number(0, least=0)  # prompt region of a packed+shared row; 0: four times the longest prompt
-    response_length: int = number(0, least=0)  # response region of a packed+shared row; 0: four times the longest
+    length: int = number(0, least=0)  # tokens of a packed row; 0: 512, or the longest sequence
+    prompt_length: int = number(0, least=0)  # prompt region of a packed+shared row; 0: in proportion to the responses
+    response_length: int = number(0, least=0)  # response region of a packed+shared row; 0: 256, or the longest response
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -128,7 +128,7 @@ class Checkpoint:
     """What is saved. The last step always is."""
 
     every: int = number(0, least=0)  # steps between checkpoints; 0: only at the end and when stopped
-    keep: int = number(1, least=1)  # newest checkpoints that stay
+    keep: int = number(2, least=1)  # newest checkpoints that stay; with 2 there is one to fall back to
     keep_every: int = number(0, least=0)  # steps whose multiples stay for ever; 0: none
     best: Best = section(Best)
 

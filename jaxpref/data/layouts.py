@@ -35,7 +35,7 @@ NOWHERE = np.int32(2**31 - 1)  # an index outside every batch: gathered as zero
 
 
 class StreamShape(NamedTuple):
-    """Fixed shape of a data stream's examples: how many a batch holds, responses of each, longest prompt and response."""
+    """Fixed shape of a stream's examples: how many a batch holds, responses of each, longest prompt and response."""
 
     examples: int
     responses: int
@@ -122,10 +122,12 @@ def batch_shape(
         raise ConfigError(
             f"batch.rows is {rows}, but one example needs {largest} rows of layout {layout!r}; use at least {largest}."
         )
-    # First fit refuses an example only when fewer slots (of the longest segment) are free than it has segments.
+    # First fit refuses an example only when fewer slots (of the longest segment) are free than it has segments: none is
+    # refused while there are slots for all.
     uniform = len({k for _, k in segments}) == 1
     placed = rows * slots // largest * largest if uniform else rows * slots - largest + 1
-    return BatchShape(row, rows, math.ceil(total / placed), dict(streams), packed, final)
+    micro_batches = 1 if total <= rows * slots else math.ceil(total / placed)
+    return BatchShape(row, rows, micro_batches, dict(streams), packed, final)
 
 
 def _shared_row(prompt, responses, response, prompt_length, response_length, packed, typical) -> Layout:
@@ -214,7 +216,7 @@ def _check(example: Any, name: str, stream: StreamShape) -> None:
 
 
 def _footprint(example: Any, shape: BatchShape) -> np.ndarray:
-    """Tokens that the example takes: of (prompt region, each response region) when shared, else of each response's segment."""
+    """Tokens that the example takes of (prompt region, each response region) when shared, else of each segment."""
     sizes = np.array([len(response) for response in example.responses])
     if shape.layout.shared:
         unused = [0] * (shape.layout.responses - len(sizes))
@@ -223,7 +225,7 @@ def _footprint(example: Any, shape: BatchShape) -> np.ndarray:
 
 
 def _place(footprint: np.ndarray, used: np.ndarray, shape: BatchShape) -> tuple[int, list[int]]:
-    """First micro-batch with room for the whole example, and the row of each of its segments; books the room in ``used``."""
+    """First micro-batch with room for the whole example, and the row of each of its segments."""
     layout = shape.layout
     for micro in range(shape.micro_batches):
         if layout.shared:

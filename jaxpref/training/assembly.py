@@ -205,7 +205,7 @@ def load_reference(sections: Sections, objective, model, policy, devices, stages
     if kind == "none":
         if users:
             raise ConfigError(
-                f"config.objectives.{next(iter(users))} compares with a reference, but config.reference.kind is 'none'; "
+                f"config.objectives.{next(iter(users))} compares with a reference, but reference.kind is 'none'; "
                 "set it to 'frozen' or 'cached'."
             )
         return None
@@ -236,7 +236,8 @@ def summary(parts: Assembly) -> str:
             f"Model: {parts.model.config.family}, {models.count(parts.state.params):,} parameters, "
             f"{parts.model.dtype.name}, on {axes} ({jax.devices()[0].platform}).",
             f"Objective: {', '.join(f'{n} ({t.method} on {t.stream})' for n, t in parts.objective.terms.items())}.",
-            f"Batch: {sizes}; {parts.sections.batch.layout}, {micro} of {shape.rows} rows of {shape.layout.length} tokens.",
+            f"Batch: {sizes}; {parts.sections.batch.layout}, {micro} of "
+            f"{shape.rows} rows of {shape.layout.length} tokens.",
             f"Steps: {fed.steps}.",
         )
     )

@@ -13,7 +13,8 @@ def _fold(tree):
 
 
 def _fold_leaf(leaf: jax.Array) -> jax.Array:
-    """Σ bits_i · (2i + 1) modulo 2³², integer arithmetic, so the order of the sum (hence the sharding) does not matter."""
+    """Σ bits_i · (2i + 1) modulo 2³²: in integer arithmetic the order of a sum, hence the sharding, does not matter."""
+    leaf = leaf.astype(jnp.uint8) if leaf.dtype == bool else leaf
     width = leaf.dtype.itemsize
     bits = jax.lax.bitcast_convert_type(leaf, {1: jnp.uint8, 2: jnp.uint16}.get(width, jnp.uint32)).astype(jnp.uint32)
     total = jnp.zeros((), jnp.uint32)

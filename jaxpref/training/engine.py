@@ -8,9 +8,9 @@ ways to the same gradient:
 * one micro-batch: plain ``value_and_grad``;
 * several, separable objective: one pass, each micro-batch scored alone against the global denominators;
 * several, coupled objective (an example's gradient depends on other examples): two passes. The first keeps channels
-  only; the objective's cotangents on them then drive one vector-Jacobian product per micro-batch. One extra forward, exact.
+  only; the objective's cotangents on them then drive one vector-Jacobian product per micro-batch. One extra forward.
 
-The number of micro-batches that hold anything is dynamic (a ``fori_loop``), so one compile serves every batch of a shape.
+The number of micro-batches that hold anything is dynamic (a ``fori_loop``): one compile serves every batch of a shape.
 """
 
 from collections.abc import Callable
@@ -28,7 +28,7 @@ Forward = Callable[[Any, Any], Channels]  # (params, Rows [R, T]) -> {channel: [
 
 
 class Evaluation(NamedTuple):
-    """What one evaluation of the objective gives: the loss, metrics as global (sum, count), and the objective's new state."""
+    """What one evaluation of the objective gives: loss, metrics as global (sum, count), the objective's new state."""
 
     loss: jax.Array
     metrics: dict[str, tuple[jax.Array, jax.Array]]
@@ -60,12 +60,12 @@ def channel_names(objective: Any, cached: frozenset[str] = frozenset()) -> froze
     )
 
 
-def evaluate(objective, channels: Channels, examples: dict[str, Examples], denominators, state, key, step) -> Evaluation:
+def evaluate(
+    objective, channels: Channels, examples: dict[str, Examples], denominators, state, key, step
+) -> Evaluation:
     """Evaluates the objective on channels ``[M, R, T, ...]``."""
     channels = {name: replicate(values) for name, values in channels.items()}
-    outputs = {
-        name: read(channels, examples[term.stream], term.needs, name) for name, term in objective.terms.items()
-    }
+    outputs = {name: read(channels, examples[term.stream], term.needs, name) for name, term in objective.terms.items()}
     return Evaluation(*objective.loss(outputs, examples, denominators, state, key, step))
 
 
@@ -109,7 +109,7 @@ def _single(objective, forward, params, batch, denominators, state, key, step):
         return result.loss, result
 
     gradients, result = jax.grad(loss, has_aux=True)(params)
-    return result, jax.tree.map(_widen, gradients)
+    return result, jax.tree.map(widen, gradients)
 
 
 def _one_pass(objective, forward, params, batch, denominators, state, key, step):
@@ -121,7 +121,7 @@ def _one_pass(objective, forward, params, batch, denominators, state, key, step)
 
     def score(micro):
         gradients, values = jax.grad(loss, has_aux=True)(params, micro)
-        return values, jax.tree.map(_widen, gradients)
+        return values, jax.tree.map(widen, gradients)
 
     zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(score, 0))
     (value, metrics), gradients = jax.lax.fori_loop(
@@ -142,9 +142,9 @@ def _two_pass(objective, forward, params, batch, denominators, state, key, step)
     def accumulate(micro, total):
         _, pull = jax.vjp(lambda params: forward(params, _micro(batch.rows, micro)), params)
         (gradients,) = pull({name: values[micro] for name, values in cotangents.items()})
-        return jax.tree.map(lambda a, b: a + _widen(b), total, gradients)
+        return jax.tree.map(lambda a, b: a + widen(b), total, gradients)
 
-    zeros = jax.tree.map(lambda p: jnp.zeros_like(_widen(p)), params)
+    zeros = jax.tree.map(lambda p: jnp.zeros_like(widen(p)), params)
     return result, jax.lax.fori_loop(0, batch.count, accumulate, zeros)
 
 
@@ -165,5 +165,6 @@ def _only(examples: Examples, micro, rows) -> Examples:
     )
 
 
-def _widen(x: jax.Array) -> jax.Array:
+def widen(x: jax.Array) -> jax.Array:
+    """float32 at least."""
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))

@@ -50,14 +50,17 @@ class RunFolder:
             probe.write_text("")
             probe.unlink()
         except OSError as error:
-            raise ConfigError(f"--workdir={self.path} cannot be written ({error}); choose a folder that can.") from error
+            raise ConfigError(
+                f"--workdir={self.path} cannot be written ({error}); choose a folder that can."
+            ) from error
 
     def _compare(self, old, new) -> None:
         changes = configuration.difference(old, new)
         refused = [str(change) for change in changes if not change.allowed]
         if refused:
             raise CheckpointError(
-                f"{self.path} holds a run of another config ({'; '.join(refused)}); use a new --workdir, or the old values."
+                f"{self.path} holds a run of another config ({'; '.join(refused)}); "
+                "use a new --workdir, or the old values."
             )
         for change in changes:
             print(f"Continuing with a changed config: {change}.", file=sys.stderr)

@@ -134,9 +134,7 @@ def score_all(evaluation: Evaluation, parts: Assembly, current: state.TrainState
     params = state.averaged(current, parts.trainable)
     for examples in evaluation.batches(seed):
         batch = place(evaluation, parts, examples)
-        outputs, metrics = evaluation.score(
-            params, states, parts.reference, jax.random.key(seed), current.step, batch
-        )
+        outputs, metrics = evaluation.score(params, states, parts.reference, jax.random.key(seed), current.step, batch)
         for name, pair in metrics.items():
             totals[name] = totals.get(name, 0) + np.array([float(value) for value in pair])
         mask = batch.examples[evaluation.name].mask

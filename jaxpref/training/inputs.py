@@ -71,7 +71,9 @@ def make(streams: Mapping[str, Any], objective: Total, batch, train, *, seed: in
     """
     unknown = sorted(set(batch.streams) - set(streams))
     if unknown:
-        raise ConfigError(f"batch.streams.{unknown[0]} names no stream that an objective reads; they are {', '.join(streams)}.")
+        raise ConfigError(
+            f"batch.streams.{unknown[0]} names no stream that an objective reads; they are {', '.join(streams)}."
+        )
     sizes = {name: int(batch.streams.get(name, batch.examples)) for name in streams}
     first = next(iter(streams))
     steps, epochs = number_of_steps(train.steps, train.epochs, len(streams[first]), sizes[first])
@@ -93,7 +95,7 @@ def select(dataset: Sequence[Tokenized], chosen, *, partnered: bool, seed: int) 
 
 
 def number_of_steps(steps: int, epochs: float, examples: int, size: int) -> tuple[int, float]:
-    """(steps, epochs) of a run: ``train.steps`` when given, else as many as ``train.epochs`` need, the last one ragged."""
+    """(steps, epochs) of a run: ``train.steps`` when given, else what ``train.epochs`` need, the last one ragged."""
     if steps:
         return steps, math.inf
     if epochs <= 0:

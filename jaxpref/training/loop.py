@@ -14,7 +14,18 @@ from etils import epath
 
 from jaxpref import configuration
 from jaxpref.errors import ConfigError
-from jaxpref.training import assembly, checkpoints, folder, heldout, mesh, metrics, precompute, samples, selfcheck, throughput
+from jaxpref.training import (
+    assembly,
+    checkpoints,
+    folder,
+    heldout,
+    mesh,
+    metrics,
+    precompute,
+    samples,
+    selfcheck,
+    throughput,
+)
 from jaxpref.training.digest import leaf_digests
 
 MOVEMENT_STEPS = 3  # by then every trainable leaf has moved
@@ -140,7 +151,10 @@ def run(config, workdir: str, *, dry_run: bool = False, stages: epath.Path | Non
 def _check_watched(sections, evaluations) -> None:
     """Raises ConfigError when the best checkpoint or early stopping watches what no evaluation measures."""
     prefixes = tuple(f"{evaluation.name}/" for evaluation in evaluations)
-    watched = {"checkpoint.best.metric": sections.checkpoint.best.metric, "early_stop.metric": sections.early_stop.metric}
+    watched = {
+        "checkpoint.best.metric": sections.checkpoint.best.metric,
+        "early_stop.metric": sections.early_stop.metric,
+    }
     for field, metric in watched.items():
         if metric and not (prefixes and metric.startswith(prefixes)):
             raise ConfigError(

@@ -22,7 +22,11 @@ CHANNEL = "ref_logps"
 
 def content_key(prompt: np.ndarray, response: np.ndarray, mask: np.ndarray) -> str:
     """Digest of the tokens that are read and of those that are scored."""
-    parts = [np.asarray(prompt, "<i4").tobytes(), np.asarray(response, "<i4").tobytes(), np.asarray(mask, "?").tobytes()]
+    parts = [
+        np.asarray(prompt, "<i4").tobytes(),
+        np.asarray(response, "<i4").tobytes(),
+        np.asarray(mask, "?").tobytes(),
+    ]
     return hashlib.sha256(b"".join(len(part).to_bytes(8, "little") + part for part in parts)).hexdigest()
 
 
@@ -68,7 +72,7 @@ class ReferenceCache:
         unfinished.rename(part)
 
     def attach(self, batch: Batch, streams: Mapping[str, Sequence], shape: BatchShape) -> Batch:
-        """Adds the cached log-probs of a planned batch as side input ``ref_logps`` ``[N, K, L]``; a missing one raises."""
+        """Adds cached log-probs to a planned batch, as side input ``ref_logps`` ``[N, K, L]``; a missing one raises."""
         examples = dict(batch.examples)
         for name, stream in shape.streams.items():
             values = np.zeros((stream.examples, stream.responses, stream.response), np.float32)
@@ -81,7 +85,9 @@ class ReferenceCache:
     def __getitem__(self, key_and_origin: tuple[str, str]) -> np.ndarray:
         key, origin = key_and_origin
         if key not in self._entries:
-            raise CheckpointError(f"{origin}: no reference log-probs in {self.directory}; they were computed for other tokens.")
+            raise CheckpointError(
+                f"{origin}: no reference log-probs in {self.directory}; they were computed for other tokens."
+            )
         return self._entries[key]
 
 
@@ -102,7 +108,9 @@ def _read_part(part: epath.Path) -> dict[str, np.ndarray]:
         with np.load(io.BytesIO(part.read_bytes()), allow_pickle=False) as stored:
             keys, sizes, values = stored["keys"], stored["sizes"], stored["values"]
     except Exception as error:
-        raise CheckpointError(f"{part} is not a readable part of a reference cache ({error}); delete it, it is recomputed.") from error
+        raise CheckpointError(
+            f"{part} is not a readable part of a reference cache ({error}); delete it, it is recomputed."
+        ) from error
     if sizes.sum() != len(values) or len(sizes) != len(keys) or not np.isfinite(values).all():
         raise CheckpointError(f"{part} holds unfilled or non-finite log-probs; delete it, it is recomputed.")
     return dict(zip(keys.tolist(), np.split(values, np.cumsum(sizes)[:-1]), strict=True))

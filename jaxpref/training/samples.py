@@ -1,4 +1,4 @@
-"""Samples of the policy at evaluations: a few prompts answered, to be read; with true rewards where a world knows them."""
+"""Samples of the policy at evaluations: a few prompts answered, to be read."""
 
 import json
 
@@ -14,7 +14,7 @@ FILE = "samples.jsonl"
 
 
 def write(evaluation: Evaluation, parts: Assembly, current: state.TrainState, folder: epath.Path, step: int) -> None:
-    """Appends the answers to an evaluation's first prompts to ``samples.jsonl``; a resumed run rewrites its own lines."""
+    """Appends answers to an evaluation's first prompts to ``samples.jsonl``; a resumed run rewrites its own lines."""
     if not evaluation.samples:
         return
     examples = [evaluation.dataset[index] for index in range(min(evaluation.samples, len(evaluation.dataset)))]
@@ -39,5 +39,9 @@ def write(evaluation: Evaluation, parts: Assembly, current: state.TrainState, fo
     if jax.process_index() == 0:
         path = folder / FILE
         before = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-        kept = [line for line in before if line["step"] < step or (line["step"], line["evaluation"]) < (step, evaluation.name)]
+        kept = [
+            line
+            for line in before
+            if line["step"] < step or (line["step"], line["evaluation"]) < (step, evaluation.name)
+        ]
         path.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in kept + lines))

@@ -21,7 +21,8 @@ def check_closed_form(closed_forms: Mapping[str, float], metrics: Mapping[str, f
         value = metrics[f"loss/{term}"]
         if abs(value - expected) > TOLERANCE[dtype] * max(1.0, abs(expected)):
             raise TrainingError(
-                f"step 0: objective {term!r} is {value:.6f} although policy and reference have equal parameters, where it must "
+                f"step 0: objective {term!r} is {value:.6f} although policy and reference have equal parameters, where it "
+                "must "
                 f"be {expected:.6f}; policy and reference are scored differently (layout, template, dropout or cache)."
             )
 
@@ -52,10 +53,13 @@ def check_movement(
     moved = {path for path in before if before[path] != after[path]}
     frozen_but_moved = sorted(path for path in moved if not trainable[path])
     if frozen_but_moved:
-        raise TrainingError(f"frozen parameters have moved: {', '.join(frozen_but_moved[:5])}; this is a bug, please report it.")
+        raise TrainingError(
+            f"frozen parameters have moved: {', '.join(frozen_but_moved[:5])}; this is a bug, please report it."
+        )
     still = [p for p in before if trainable[p] and p not in moved and not any(re.search(r, p) for r in invariant)]
     if still:
         raise TrainingError(
-            f"{len(still)} trainable parameters have not moved in the first steps, among them {', '.join(sorted(still)[:5])}; "
+            f"{len(still)} trainable parameters have not moved in the first steps, among them "
+            f"{', '.join(sorted(still)[:5])}; "
             "no objective reaches them: freeze them with a group, or check the objectives."
         )

@@ -11,7 +11,7 @@ from etils import epath
 from jaxpref import data, models
 from jaxpref.data import worlds
 from jaxpref.errors import ConfigError, ModelError
-from jaxpref.training import checkpoints, mesh
+from jaxpref.training import checkpoints
 
 MODEL_FILE, TOKENIZER_FOLDER = "model.json", "tokenizer"
 

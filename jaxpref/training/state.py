@@ -20,7 +20,7 @@ class TrainState(NamedTuple):
         params: ``{"model": ..., "heads": {term: ...}}``.
         optimizer: optax state of the trainable leaves.
         objective: running state of each term.
-        average: exponential moving average of the trainable leaves, or an empty tuple.
+        average: exponential moving average of the trainable leaves in float32 at least (bfloat16 would stall), or ().
     """
 
     step: jax.Array
@@ -40,9 +40,7 @@ def partition(tree, mask) -> tuple[Any, Any]:
 
 def merge(trainable, frozen):
     """Undoes :func:`partition`."""
-    return jax.tree.map(
-        lambda a, b: b if a is None else a, trainable, frozen, is_leaf=lambda leaf: leaf is None
-    )
+    return jax.tree.map(lambda a, b: b if a is None else a, trainable, frozen, is_leaf=lambda leaf: leaf is None)
 
 
 def create(params, mask, optimizer: optax.GradientTransformation, objective_state, *, average: bool) -> TrainState:
@@ -53,7 +51,7 @@ def create(params, mask, optimizer: optax.GradientTransformation, objective_stat
         params=params,
         optimizer=optimizer.init(trainable),
         objective=objective_state,
-        average=jax.tree.map(jnp.copy, trainable) if average else (),
+        average=jax.tree.map(engine.widen, trainable) if average else (),
     )
 
 
@@ -61,8 +59,8 @@ def averaged(state: TrainState, mask):
     """The parameters to evaluate and export: the moving average where one is kept, else the newest."""
     if state.average == ():
         return state.params
-    _, frozen = partition(state.params, mask)
-    return merge(state.average, frozen)
+    trainable, frozen = partition(state.params, mask)
+    return merge(jax.tree.map(lambda average, leaf: average.astype(leaf.dtype), state.average, trainable), frozen)
 
 
 def make_forward(model, layout: Layout, needs: frozenset[str], reference) -> Callable:
@@ -139,7 +137,7 @@ def _norms(gradients, updates):
 
 def _norm(tree):
     """Global norm in float32, which bf16 sums would not be."""
-    return jnp.sqrt(sum(jnp.sum(jnp.square(x.astype(jnp.promote_types(x.dtype, jnp.float32)))) for x in jax.tree.leaves(tree)))
+    return jnp.sqrt(sum(jnp.sum(jnp.square(engine.widen(leaf))) for leaf in jax.tree.leaves(tree)))
 
 
 def _token_counts(batch: Batch):

@@ -28,7 +28,9 @@ def examples(draw, responses=2, most=9):
     for _ in range(draw(st.integers(1, most))):
         answers = tuple(rng.integers(1, 50, rng.integers(0, MAX_RESPONSE + 1)) for _ in range(responses))
         masks = tuple(rng.random(len(a)) < 0.8 for a in answers)
-        made.append(Example(rng.integers(1, 50, rng.integers(1, MAX_PROMPT + 1)), answers, masks, {"margin": rng.random()}))
+        made.append(
+            Example(rng.integers(1, 50, rng.integers(1, MAX_PROMPT + 1)), answers, masks, {"margin": rng.random()})
+        )
     return made
 
 
@@ -38,7 +40,7 @@ def shape_of(layout, rows, final, streams=None, **sizes):
 
 
 def read_back(batch, n, k, stream="pairs"):
-    """The sequence that the model sees for one response, rebuilt from rows alone: (prompt + response tokens, targets)."""
+    """What the model sees of one response, rebuilt from rows alone: (tokens, targets, their positions)."""
     found = batch.examples[stream]
     rows = [np.asarray(field).reshape(-1) for field in batch.rows]
     tokens, targets, positions, segments = rows
@@ -100,7 +102,9 @@ def test_streams_with_different_numbers_of_responses_share_rows(made):
 
 
 def test_the_plan_is_deterministic_and_of_fixed_shape():
-    made = [Example(np.arange(1, 5), (np.arange(3), np.arange(2)), (np.ones(3, bool), np.ones(2, bool)), {"margin": 1.0})]
+    made = [
+        Example(np.arange(1, 5), (np.arange(3), np.arange(2)), (np.ones(3, bool), np.ones(2, bool)), {"margin": 1.0})
+    ]
     shape = shape_of("packed", 2, False)
     one, other = layouts.plan({"pairs": made}, shape), layouts.plan({"pairs": made * 9}, shape)
     assert [x.shape for x in one.rows] == [x.shape for x in other.rows]

@@ -30,7 +30,12 @@ def open_cache(path, parameters="abc", dtype="float32"):
 def test_trap_52_the_key_is_the_content():
     base = example([1, 2])
     assert keys_of(base) == keys_of(example([1, 2])._replace(origin="elsewhere", side={"margin": 1}))
-    changed = [example([1, 3]), example([1, 2], prompt=(5,)), example([1, 2], prompt=(5, 6, 1)), base._replace(masks=(np.array([True, False]),))]
+    changed = [
+        example([1, 3]),
+        example([1, 2], prompt=(5,)),
+        example([1, 2], prompt=(5, 6, 1)),
+        base._replace(masks=(np.array([True, False]),)),
+    ]
     assert len({key for e in [base, *changed] for key in keys_of(e)}) == 5
     # Moving a token from the prompt's end to the response's start is another content.
     assert content_key([1, 2], [3], [True]) != content_key([1], [2, 3], [True])
