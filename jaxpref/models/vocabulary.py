@@ -140,10 +140,9 @@ def _spread(kernel: jax.Array, dtype: Any, shards: int) -> jax.Array:
     """The kernel once for each batch shard, ``[shards, D, V]``: a device holds one copy and sums its own gradient.
 
     Without this axis XLA adds the kernel's gradient over all devices once per chunk instead of once. The copy is
-    float32 only so that its gradient is: the body casts it back, which XLA folds away.
+    float32 only so that its gradient is: the body casts it, and XLA moves that cast before the gather.
     """
-    kernel = constrain(constrain(kernel, "fsdp", "tensor").astype(dtype), None, "tensor")
-    kernel = kernel.astype(jnp.promote_types(dtype, jnp.float32))
+    kernel = constrain(kernel, "fsdp", "tensor").astype(jnp.promote_types(dtype, jnp.float32))
     return constrain(jnp.broadcast_to(kernel, (shards, *kernel.shape)), BATCH, None, "tensor")
 
 

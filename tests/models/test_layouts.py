@@ -1,7 +1,6 @@
 """Channels do not depend on how examples lie in rows: padded, packed, shared and packed+shared give the same values."""
 
 import dataclasses
-import functools
 from typing import NamedTuple
 
 import jax
@@ -62,7 +61,6 @@ def in_example_order(model, params, reference, layout: Layout, batch):
     }
 
 
-@functools.cache
 def values_and_gradients(name: str, layout: str):
     """Channels in example order, and the gradients (policy's, reference's) of their sum weighted by random numbers."""
     config = CONFIGS[name]
@@ -81,23 +79,26 @@ def values_and_gradients(name: str, layout: str):
     return outputs, *gradients
 
 
+@pytest.fixture(scope="module", params=CONFIGS)
+def padded(request):
+    """A config's name, and its channels and gradients in the padded layout."""
+    with jax.enable_x64(True):
+        return request.param, values_and_gradients(request.param, "padded")
+
+
 @pytest.mark.parametrize("layout", ["packed", "shared", "packed+shared"])
-@pytest.mark.parametrize("config", CONFIGS)
-def test_channels_and_gradients_are_those_of_the_padded_layout(config, layout):
+def test_channels_and_gradients_are_those_of_the_padded_layout(padded, layout):
+    name, expected = padded
     with jax.enable_x64(True):
-        expected = values_and_gradients(config, "padded")
-        actual = values_and_gradients(config, layout)
-        for a, b in zip(actual, expected, strict=True):
-            tree_close(a, b, 1e-10)
+        for actual, other in zip(values_and_gradients(name, layout), expected, strict=True):
+            tree_close(actual, other, 1e-10)
 
 
-@pytest.mark.parametrize("config", CONFIGS)
-def test_every_channel_is_finite_and_only_the_policy_gets_a_gradient(config):
-    with jax.enable_x64(True):
-        outputs, of_policy, of_reference = values_and_gradients(config, "padded")
-        assert all(v.dtype == jnp.float64 and jnp.all(jnp.isfinite(v)) for v in outputs.values())
-        assert all(leaf.any() for leaf in jax.tree.leaves(of_policy["heads"]))
-        assert all(not leaf.any() for leaf in jax.tree.leaves(of_reference))
+def test_every_channel_is_finite_and_only_the_policy_gets_a_gradient(padded):
+    _, (outputs, of_policy, of_reference) = padded
+    assert all(v.dtype == jnp.float64 and jnp.all(jnp.isfinite(v)) for v in outputs.values())
+    assert all(leaf.any() for leaf in jax.tree.leaves(of_policy["heads"]))
+    assert all(not leaf.any() for leaf in jax.tree.leaves(of_reference))
 
 
 @pytest.mark.parametrize("family", ["gpt2", "llama3"])

@@ -16,7 +16,7 @@ from tests.models.families import FAMILIES, LLAMA, build, tree_close
 
 AXES = ("data", "fsdp", "tensor", "sequence")
 VOCABULARY = 500
-PADDED = Layout(0, 1, 12)
+PADDED, SHARED = Layout(0, 1, 12), Layout(4, 2, 4)
 NEEDS = frozenset({"logps", "score/reward"})
 
 
@@ -55,18 +55,20 @@ def compiled_on(mesh, model, params, rows, layout=PADDED):
         return jax.jit(loss_of(model, layout)).lower(*arguments).compile(), arguments
 
 
-@pytest.mark.parametrize(
-    ("family", "sizes", "layout"),
-    [
-        ("gemma2", (1, 8, 1, 1), Layout(4, 2, 4)),
-        ("gemma2", (2, 2, 2, 1), PADDED),
-        ("gpt2", (1, 2, 2, 2), PADDED),
-    ],
+@pytest.fixture(
+    params=[("gemma2", (1, 8, 1, 1), SHARED), ("gemma2", (2, 2, 2, 1), PADDED), ("gpt2", (1, 2, 2, 2), PADDED)], ids=str
 )
-def test_a_mesh_changes_no_value_and_no_gradient(family, sizes, layout):
-    model, params, rows = example(wide(FAMILIES[family]))
-    (value, channels), gradient = jax.jit(loss_of(model, layout))(params, rows)
-    compiled, arguments = compiled_on(make_mesh(*sizes), model, params, rows, layout)
+def on_one_device(request):
+    """A family's example, a mesh for it, and what one device computes."""
+    family, sizes, layout = request.param
+    parts = example(wide(FAMILIES[family]))
+    model, *arguments = parts
+    return make_mesh(*sizes), (*parts, layout), jax.jit(loss_of(model, layout))(*arguments)
+
+
+def test_a_mesh_changes_no_value_and_no_gradient(on_one_device):
+    mesh, parts, ((value, channels), gradient) = on_one_device
+    compiled, arguments = compiled_on(mesh, *parts)
     (sharded_value, sharded_channels), sharded_gradient = compiled(*arguments)
     np.testing.assert_allclose(sharded_value, value, rtol=1e-5)
     tree_close(sharded_channels, channels, 1e-5)
@@ -125,7 +127,7 @@ def test_a_big_leaf_without_a_rule_is_named():
 
 def test_shared_layouts_refuse_a_divided_sequence():
     with pytest.raises(ModelError, match="sequence"):
-        compiled_on(make_mesh(1, 1, 1, 2), *example(wide(LLAMA)), Layout(4, 2, 4))
+        compiled_on(make_mesh(1, 1, 1, 2), *example(wide(LLAMA)), SHARED)
 
 
 def test_constrain_without_a_mesh_is_the_identity():
