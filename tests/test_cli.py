@@ -125,3 +125,8 @@ def test_a_closed_pipe_is_no_error():
     command = f"{sys.executable} -m jaxpref.cli methods | head -n 1"
     done = subprocess.run(["bash", "-o", "pipefail", "-c", command], capture_output=True, text=True)
     assert done.returncode == 0 and done.stderr == ""
+
+
+def test_a_user_error_ends_the_process_with_its_code(run_cli):
+    done = run_cli("trian")
+    assert done == (cli.USER_ERROR, "", "error: there is no command 'trian'; did you mean 'train'?\n")
