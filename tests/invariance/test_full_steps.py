@@ -64,7 +64,7 @@ def terms(**overrides):
 OBJECTIVES = {
     "sft": terms(sft={}),
     "dpo": terms(dpo=dict(label_smoothing=0.1)),
-    "simpo": terms(simpo={}),
+    "simpo, ipo, orpo": terms(simpo={}, ipo={}, orpo={}),
     "kto": terms(kto=dict(desirable_weight=1.5)),
     "bradley_terry": terms(bradley_terry={}),
     "dpo + sft": terms(dpo=dict(weight=0.7), sft=dict(weight=dict(schedule="linear", start=0.5, end=0.1, steps=2))),
