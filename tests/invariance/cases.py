@@ -30,7 +30,6 @@ CONFIGS = {
     # A window of 3, two ropes and learned positions, soft caps, post-norms, query-key norms, biases, tied embedding.
     "everything": dataclasses.replace(_KITCHEN_SINK, vocab_size=VOCABULARY),
 }
-MESHES = {1: dict(data=1, fsdp=1, tensor=1, sequence=1), 8: dict(data=2, fsdp=2, tensor=2, sequence=1)}
 
 
 class Case(NamedTuple):
@@ -39,18 +38,23 @@ class Case(NamedTuple):
     layout: str = "padded"
     several: bool = False
     devices: int = 1
+    sequence: bool = False
 
     def __str__(self):
         micro_batches = "several micro-batches" if self.several else "one micro-batch"
-        return f"{self.layout}, {micro_batches}, {self.devices} device{'s' * (self.devices > 1)}"
+        devices = "1 device" if self.devices == 1 else f"{self.devices} devices"
+        return f"{self.layout}, {micro_batches}, {devices}{', sequence' * self.sequence}"
 
 
 BASE = Case()
 
 
-def mesh_of(devices: int) -> jax.sharding.Mesh:
-    """One device, or eight as data 2 x fsdp 2 x tensor 2."""
-    return mesh.make_mesh(types.SimpleNamespace(**MESHES[devices]), jax.devices()[:devices])
+def mesh_of(case: Case) -> jax.sharding.Mesh:
+    """One device, or eight as data 2 x fsdp 2 x tensor 2, or as data 2 x tensor 2 x sequence 2."""
+    axes = dict.fromkeys(mesh.AXES, 1)
+    if case.devices == 8:
+        axes |= {axis: 2 for axis in ("data", "sequence" if case.sequence else "fsdp", "tensor")}
+    return mesh.make_mesh(types.SimpleNamespace(**axes), jax.devices()[: case.devices])
 
 
 # ------------------------------------------------------------------------------------------------ data

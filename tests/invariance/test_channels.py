@@ -51,7 +51,7 @@ class Compiled(NamedTuple):
     case: Case
 
     def __call__(self, weights, examples=EXAMPLES, reference=None):
-        devices = mesh_of(self.case.devices)
+        devices = mesh_of(self.case)
         _, batch = plan({"pairs": examples}, self.case, final=True)
         assert batch.rows.tokens.shape[0] == 1
         with jax.set_mesh(devices):
@@ -80,7 +80,7 @@ def compiled(config: str, case: Case, needs: frozenset[str], dtype=jnp.float64) 
         gradient, outputs = jax.grad(weighted, has_aux=True)(params, reference, batch, weights)
         return outputs, gradient
 
-    devices = mesh_of(case.devices)
+    devices = mesh_of(case)
     return Compiled(jax.jit(run), shard(params, model, devices), shard(reference, model, devices), case)
 
 

@@ -21,7 +21,7 @@ ZERO = ("reward", "margin", "displacement", "kl_estimate")
 @functools.cache
 def scored(case: Case, at_reference: bool):
     """``(objective, batch, outputs, metrics)`` of all referenced objectives at once, float32."""
-    devices = mesh_of(case.devices)
+    devices = mesh_of(case)
     total, batch, evaluate, policy, reference = compiled(case)
     with jax.set_mesh(devices):
         arguments = (
@@ -41,7 +41,7 @@ def compiled(case: Case):
     total = objectives.build({name: objectives.config(name) for name in REFERENCED})
     streams = examples(total, RAGGED, 1)
     shape, batch = plan(streams, case, {name: SIZES[name] for name in streams})
-    devices = mesh_of(case.devices)
+    devices = mesh_of(case)
     evaluate = jax.jit(state.make_evaluation(model, total, shape.layout))
     return total, batch, evaluate, shard(params, model, devices), shard(reference, model, devices)
 

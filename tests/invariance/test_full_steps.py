@@ -101,7 +101,7 @@ def assemble(total, case: Case, dtype, *, cache=None, config="plain") -> Assembl
     params = {"model": params["model"], "heads": heads}
     final = any("score" in term.needs for term in total.terms.values())
     shape, _ = plan(examples(total, SIZES, 0), case, final=final)
-    devices, optimizer = mesh_of(case.devices), optax.sgd(0.5)
+    devices, optimizer = mesh_of(case), optax.sgd(0.5)
     trainable = jax.tree.map(lambda _: True, params)
     with jax.set_mesh(devices):
         fresh = state.create(params, trainable, optimizer, objective_state, average=False)
@@ -174,7 +174,7 @@ def test_steps_are_those_of_one_padded_device(name, case):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("case", [HALF[-1], Case("packed", True, 1)], ids=str)
+@pytest.mark.parametrize("case", [HALF[-1], Case("packed", True, 1), Case("packed", True, 8, sequence=True)], ids=str)
 def test_steps_of_a_model_with_every_feature(case):
     with jax.enable_x64(True):
         actual = take_steps("dpo + sft", case, jnp.float64, config="everything")

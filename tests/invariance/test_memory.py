@@ -31,7 +31,7 @@ def assemble(names, case: Case):
     model, tree = families.build(CONFIG, chunk=CHUNK)
     total = objectives.build({name: objectives.config(name) for name in names})
     heads, objective_state = total.init(jax.random.key(0), model)
-    devices, final = mesh_of(case.devices), "bradley_terry" in names
+    devices, final = mesh_of(case), "bradley_terry" in names
     shape, batch = plan(examples(total, SIZES, 0), case, final=final)
     params = {"model": tree, "heads": heads}
     with jax.set_mesh(devices):
@@ -46,14 +46,14 @@ def step_program(names, case: Case):
     model, total, fresh, reference, shape, batch = assemble(names, case)
     mask = jax.tree.map(lambda _: True, fresh.params)
     step = jax.jit(state.make_step(model, total, optax.adamw(1e-3), mask, shape.layout), donate_argnums=0)
-    with jax.set_mesh(mesh_of(case.devices)):
+    with jax.set_mesh(mesh_of(case)):
         return step.lower(fresh, reference, jax.random.key(0), batch).compile(), shape
 
 
 def evaluation_program(names, case: Case):
     model, total, fresh, reference, shape, batch = assemble(names, case)
     evaluate = jax.jit(state.make_evaluation(model, total, shape.layout))
-    with jax.set_mesh(mesh_of(case.devices)):
+    with jax.set_mesh(mesh_of(case)):
         arguments = fresh.params, fresh.objective, reference, jax.random.key(0), 0, batch
         return evaluate.lower(*arguments).compile(), shape
 
