@@ -60,19 +60,17 @@ def stage(seed, quick, epochs, learning_rate):
     config.optimizer.learning_rate = learning_rate
     config.optimizer.warmup_steps = 1 if quick else 10
     config.optimizer.weight_decay = 0.01
-    config.log.every = 5
-    config.checkpoint.every = 0 if quick else 50
+    config.checkpoint.every = 0 if quick else 40
     return config
 
 
 def sft(seed, quick):
-    config = stage(seed, quick, epochs=3.0, learning_rate=2e-3)
+    config = stage(seed, quick, epochs=1.0, learning_rate=2e-3)
     config.init_from = "$JAXPREF_DATA/stories260k/hf"
     config.data.demonstrations = dict(kind="demonstrations", turns="last", sources=TRAIN)
     config.data.heldout = dict(kind="demonstrations", turns="last", sources=TEST)
-    config.batch.layout = "packed"
     config.objectives.sft = objectives.config("sft")
-    config.evals.heldout = dict(data="heldout", every=100)
+    config.evals.heldout = dict(data="heldout")
     return config
 
 
@@ -81,13 +79,13 @@ def preferences(config, seed):
     config.init_from = f"stage:sft-{seed}"
     config.data.pairs = dict(kind="pairs", sources=TRAIN)
     config.data.heldout = dict(kind="pairs", sources=TEST)
-    config.batch.layout = "packed+shared"
-    config.evals.heldout = dict(data="heldout", every=40)
+    config.batch.layout = "shared"
+    config.evals.heldout = dict(data="heldout")
     return config
 
 
 def reward(seed, quick):
-    config = preferences(stage(seed, quick, epochs=2.0, learning_rate=1e-3), seed)
+    config = preferences(stage(seed, quick, epochs=1.0, learning_rate=1e-3), seed)
     config.objectives.bradley_terry = objectives.config("bradley_terry")
     return config
 

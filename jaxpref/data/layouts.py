@@ -30,7 +30,6 @@ from jaxpref.errors import ConfigError, DataError
 
 LAYOUTS = ("padded", "packed", "shared", "packed+shared")
 ROW, RESPONSE = 512, 256  # usual tokens of a packed row, and of a packed response region; four longest parts at most
-SPARE = 1.15  # rows chosen for a typical batch, over those that it would fill without a gap
 NOWHERE = np.int32(2**31 - 1)  # an index outside every batch: gathered as zero
 
 
@@ -81,8 +80,7 @@ def batch_shape(
     Args:
         streams: shape of each stream's examples.
         layout: one of ``LAYOUTS``.
-        rows: rows of a micro-batch; 0 means one micro-batch for the longest possible batch, or, when ``typical`` is
-            given, for a typical batch of a packed layout (a longer one takes a second).
+        rows: rows of a micro-batch; 0 means one micro-batch for the longest possible batch.
         length: tokens of a packed row (packed only); 0 means ``ROW``, but no less than the longest sequence.
         prompt_length, response_length: region sizes (packed+shared only); 0 means ``RESPONSE``, but no less than the
             longest response, and a prompt region that fills up as fast, as far as ``typical`` tells.
@@ -101,18 +99,14 @@ def batch_shape(
     if layout.endswith("shared"):
         row = _shared_row(prompt - 1, responses, response, prompt_length, response_length, packed, typical)
         slots = min(row.prompt // max(prompt - 1, 1), row.response // response)
-        filled_rows = max(typical[0] / row.prompt, typical[1] / responses / row.response)
         segments = [(s.examples, 1) for s in shapes]
     else:
         row = Layout(0, 1, _region(prompt + response - 1, length, packed, "row", ROW))
         slots = row.response // (prompt + response - 1)
-        filled_rows = (typical[0] * responses + typical[1]) / row.response
         segments = [(s.examples, s.responses) for s in shapes]
     slots = slots if packed else 1
     total, largest = sum(n * k for n, k in segments), max(k for _, k in segments)
-    if not rows:
-        enough = max(SPARE * filled_rows, largest / slots) if packed and all(typical) else total / slots
-        rows = math.ceil(enough / multiple_of) * multiple_of
+    rows = rows or math.ceil(total / slots / multiple_of) * multiple_of
     if rows % multiple_of:
         raise ConfigError(
             f"batch.rows is {rows}, which {multiple_of} data-parallel devices cannot divide; "
@@ -277,6 +271,11 @@ def _write(rows, examples, n, example, micro, places, used, segments, shape) -> 
         examples.mask[n, k, : len(response)] = example.masks[k]
         if shape.final:
             examples.last[n, k] = first + len(response)
+
+
+def rows_used(batch: Batch) -> int:
+    """How many rows hold anything."""
+    return int(np.sum(np.any(batch.rows.segments > 0, axis=-1)))
 
 
 def padding_share(batch: Batch, shape: BatchShape) -> float:

@@ -1,5 +1,6 @@
 """From data streams to the global batch of a step: which examples, laid out how."""
 
+import functools
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -10,6 +11,8 @@ from jaxpref.batch import Batch
 from jaxpref.data import Tokenized, layouts, order
 from jaxpref.errors import ConfigError
 from jaxpref.objectives import Total
+
+TRIALS = 8  # batches from which packed layouts choose their rows
 
 
 class Inputs(NamedTuple):
@@ -114,10 +117,10 @@ def shape_of(
     """The fixed shape of batches of these streams, from their longest prompts and responses."""
     shapes = {name: _stream_shape(dataset, sizes[name], name in partnered) for name, dataset in streams.items()}
     typical = np.sum([_typical_tokens(streams[name], shape) for name, shape in shapes.items()], axis=0)
-    return layouts.batch_shape(
+    choose = functools.partial(
+        layouts.batch_shape,
         shapes,
         layout=batch.layout,
-        rows=batch.rows,
         length=batch.length,
         prompt_length=batch.prompt_length,
         response_length=batch.response_length,
@@ -125,6 +128,21 @@ def shape_of(
         final=final,
         multiple_of=devices,
     )
+    shape = choose(rows=batch.rows)
+    if batch.rows or not shape.packed or shape.micro_batches > 1:
+        return shape
+    # A packed batch seldom needs the rows that the longest possible one would; a rare one takes a second micro-batch.
+    needed = max(layouts.rows_used(layouts.plan(_trial(streams, sizes, partnered, n), shape)) for n in range(TRIALS))
+    return choose(rows=math.ceil(needed / devices) * devices)
+
+
+def _trial(streams, sizes, partnered, number: int) -> dict[str, list[Tokenized]]:
+    """Examples of a batch as the first epoch may draw it, to see how many rows such batches take."""
+    chosen = {
+        name: order.batch_indices(number, examples=len(dataset), size=sizes[name], seed=0)
+        for name, dataset in streams.items()
+    }
+    return {name: select(streams[name], chosen[name], partnered=name in partnered, seed=0) for name in streams}
 
 
 def _stream_shape(dataset, size: int, partnered: bool) -> layouts.StreamShape:

@@ -21,9 +21,8 @@ def check_closed_form(closed_forms: Mapping[str, float], metrics: Mapping[str, f
         value = metrics[f"loss/{term}"]
         if abs(value - expected) > TOLERANCE[dtype] * max(1.0, abs(expected)):
             raise TrainingError(
-                f"step 0: objective {term!r} is {value:.6f} although policy and reference have equal parameters, where it "
-                "must "
-                f"be {expected:.6f}; policy and reference are scored differently (layout, template, dropout or cache)."
+                f"step 0: objective {term!r} is {value:.6f} although policy and reference have equal parameters, where "
+                f"it must be {expected:.6f}; both are not scored alike (layout, template, dropout or cache)."
             )
 
 
