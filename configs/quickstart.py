@@ -20,7 +20,7 @@ def get_config(arg=""):
     quick = arg == "quick"
     config = configuration.default()
     config.stages = {
-        "sft": sft(steps=60 if quick else 1500),
+        "sft": sft(steps=60 if quick else 2500),
         "reward": reward(steps=20 if quick else 300),
         "dpo": dpo(steps=20 if quick else 200),
     }

@@ -75,7 +75,7 @@ class Examples(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """One global batch: rows ``[M, R, T]``, how many micro-batches hold anything, and the examples of each data stream."""
+    """One global batch: rows ``[M, R, T]``, how many micro-batches hold anything, and each data stream's examples."""
 
     rows: Rows
     count: Any
@@ -94,7 +94,7 @@ def gather(channel: jax.Array, examples: Examples) -> jax.Array:
 
 
 def gather_last(channel: jax.Array, examples: Examples) -> jax.Array:
-    """Picks a per-token channel ``[M, R, T, ...]`` at each response's last token: ``[N, K, ...]``, zero where there is none."""
+    """Picks a per-token channel ``[M, R, T, ...]`` at each response's last token: ``[N, K, ...]``, zero without one."""
     flat = channel.reshape(-1, *channel.shape[3:])
     values = flat.at[examples.last].get(mode="fill", fill_value=0)
     present = jnp.any(examples.mask, axis=-1)

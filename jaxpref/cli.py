@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from jaxpref import __version__
 from jaxpref.commands import convert, evaluate, generate, methods, show_batch, train
-from jaxpref.errors import ConfigError, UserError
+from jaxpref.errors import ConfigError, UserError, hint
 
 COMMANDS = {
     "train": train,
@@ -81,24 +81,17 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     others, overrides = split_overrides(arguments)
     parser, commands = make_parsers()
     if others and not others[0].startswith("-") and others[0] not in COMMANDS:
-        raise UserError(f"there is no command {others[0]!r}; {nearest(others[0], COMMANDS)}")
+        raise UserError(f"there is no command {others[0]!r}; {hint(others[0], COMMANDS)}")
     options, unread = parser.parse_known_args(others)
     name = options.command
     if unread:
         existing = re.findall(r"--[\w-]+", commands[name].format_usage())
         option = unread[0].partition("=")[0]
-        raise UserError(f"`jaxpref {name}` has no option {option!r}; {nearest(option, existing)}")
+        raise UserError(f"`jaxpref {name}` has no option {option!r}; {hint(option, existing)}")
     if overrides and not COMMANDS[name].CONFIG:
         raise UserError(f"`jaxpref {name}` reads no config, so --config.{next(iter(overrides))} sets nothing.")
     options.overrides = overrides
     return options
-
-
-def nearest(name: str, names) -> str:
-    """The hint after a misspelt name."""
-    from jaxpref.configuration import hint
-
-    return hint(name, names)
 
 
 def provide_threads() -> None:

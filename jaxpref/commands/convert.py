@@ -8,7 +8,7 @@ jaxpref convert --from=runs/reward --to_hf=export --head=bradley_terry     a rew
 import argparse
 import json
 
-from jaxpref.errors import ConfigError
+from jaxpref.errors import ConfigError, hint
 
 SUMMARY = "import from and export to Hugging Face directories"
 CONFIG = ""
@@ -98,7 +98,6 @@ def read_run(source, devices, options):
 
 def choose_head(heads: dict, options: argparse.Namespace):
     """The reward head to export, or None."""
-    from jaxpref.configuration import hint
 
     if not heads and options.head not in ("", NO_HEAD):
         raise ConfigError(f"--head={options.head}: the model has no reward head; leave --head out.")

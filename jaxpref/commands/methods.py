@@ -3,7 +3,7 @@
 import argparse
 import textwrap
 
-from jaxpref.errors import UserError
+from jaxpref.errors import UserError, hint
 
 SUMMARY = "list the alignment methods that a config can name"
 CONFIG = ""
@@ -51,7 +51,6 @@ def page(row) -> str:
 
 
 def _known(name: str, table: dict, what: str):
-    from jaxpref.configuration import hint
 
     if name not in table:
         raise UserError(f"there is no {what} {name!r}; {hint(name, table)}")

@@ -8,7 +8,7 @@ import argparse
 import os
 import sys
 
-from jaxpref.errors import ConfigError
+from jaxpref.errors import ConfigError, hint
 
 SUMMARY = "print a batch with its masks"
 CONFIG = "file"
@@ -35,7 +35,7 @@ def run(options: argparse.Namespace) -> None:
     config = configuration.load(options.config, options.overrides)
     stages = dict(configuration.stages(config))
     if options.stage and options.stage not in stages:
-        raise ConfigError(f"--stage={options.stage}: no such stage; {configuration.hint(options.stage, stages)}")
+        raise ConfigError(f"--stage={options.stage}: no such stage; {hint(options.stage, stages)}")
     if stages:
         config = stages[options.stage or next(iter(stages))]
     folder = epath.Path(os.path.expandvars(options.workdir)).expanduser() if options.workdir else None

@@ -1,25 +1,15 @@
 """From mappings to dataclasses and arguments, strictly: unknown names raise with the nearest right one."""
 
 import dataclasses
-import difflib
 import inspect
 import types
 import typing
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar
 
-from jaxpref.errors import ConfigError
+from jaxpref.errors import ConfigError, hint
 
 Section = TypeVar("Section")
-
-
-def hint(name: str, names: Iterable[str]) -> str:
-    """``did you mean 'x'?``, or the names that exist."""
-    names = [str(known) for known in names]
-    near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
-    if near:
-        return f"did you mean {near[0]!r}?"
-    return f"there are {', '.join(sorted(names))}." if names else "there are none."
 
 
 def dotted(where: str, name: str) -> str:

@@ -7,9 +7,9 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from jaxpref.configuration.building import build, hint
+from jaxpref.configuration.building import build
 from jaxpref.configuration.schema import Sections
-from jaxpref.errors import ConfigError
+from jaxpref.errors import ConfigError, hint
 
 # What a config with stages reads beside them.
 SHARED = ("seed", "stages", "compare")

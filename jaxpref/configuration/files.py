@@ -13,9 +13,9 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from jaxpref.configuration.building import dotted, hint, no_field
+from jaxpref.configuration.building import dotted, no_field
 from jaxpref.configuration.checks import complete, sections
-from jaxpref.errors import ConfigError
+from jaxpref.errors import ConfigError, hint
 
 WORDS = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
 

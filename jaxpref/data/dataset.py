@@ -1,7 +1,6 @@
 """Data streams: sources read, rows checked, tokenised, cut to length, counted, and mixed."""
 
 import dataclasses
-import difflib
 import hashlib
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -13,7 +12,7 @@ from jaxpref.data import records, sources, templates
 from jaxpref.data.examples import Ledger, Lengths, one_of, tokenise
 from jaxpref.data.records import Record, Tokenized
 from jaxpref.data.tokenizers import Tokenizer
-from jaxpref.errors import ConfigError, DataError
+from jaxpref.errors import ConfigError, DataError, hint
 
 STREAM_FIELDS = ("kind", "sources", "on_bad_row", "turns", "step_separator")
 SOURCE_FIELDS = ("path", "source", "lines", "limit", "weight", "repeat", "fields")
@@ -167,11 +166,8 @@ def _plain(config: Any) -> dict[str, Any]:
 def _known(path: str, config: Mapping[str, Any], known: Sequence[str], also: Sequence[str] = ()) -> None:
     for field in config:
         if field not in known:
-            near = difflib.get_close_matches(field, [*known, *also], n=1)
-            hint = (
-                f"did you mean {near[0]!r}?" if near and near[0] != field else f"it reads {', '.join(sorted(known))}."
-            )
-            raise ConfigError(f"{path} has no field {field!r}; {hint}")
+            others = [name for name in (*known, *also) if name != field]
+            raise ConfigError(f"{path} has no field {field!r}; {hint(field, others)}")
 
 
 def _read(entry: dict[str, Any], kind: str, stream: dict[str, Any], ledger: Ledger) -> list[tuple[str, Record]]:

@@ -22,7 +22,9 @@ def number_of_examples(examples: int, epochs: float) -> float:
     return math.floor(epochs * examples + 1e-9) if math.isfinite(epochs) else math.inf
 
 
-def batch_indices(step: int, *, examples: int, size: int, seed: int, epochs: float = math.inf) -> np.ndarray:
+def batch_indices(
+    step: int, *, examples: int, size: int, seed: int, epochs: float = math.inf, begun: tuple[int, int] = (0, 0)
+) -> np.ndarray:
     """The examples of a step.
 
     Args:
@@ -31,11 +33,13 @@ def batch_indices(step: int, *, examples: int, size: int, seed: int, epochs: flo
         size: examples of a batch.
         seed: of the order.
         epochs: passes over the data; the last batch holds what is left of them, and later ones nothing.
+        begun: (step, examples passed before it), from where batches are full: a run that ended in a ragged batch and is
+            prolonged goes on with the next example.
 
     Returns:
         ``[n, 2]`` int64, (epoch, index) of each example.
     """
-    first = step * size
+    first = begun[1] + (step - begun[0]) * size
     last = min(first + size, number_of_examples(examples, epochs))
     order = _order(examples, seed)
     chosen = [(place // examples, int(order[place])) for place in range(first, int(last))]

@@ -127,6 +127,7 @@ def assemble(sections: Sections, workdir: str, *, stages: epath.Path | None = No
     with jax.set_mesh(devices):
         model, params = starting.load_model(sections.model, source, devices, seed=sections.seed)
         data.tokenizers.check_vocabulary(tokenizer, model.config.vocab_size)
+        check_lengths(fed, model)
         heads, objective_state = objective.init(jax.random.fold_in(jax.random.key(sections.seed), 1), model)
         params = {"model": params, "heads": heads}
         trainable = optimizers.trainable_mask(params, sections.groups)
@@ -190,6 +191,16 @@ def load_stream(sections: Sections, name: str, stream: Mapping[str, Any], *, tok
     if not len(dataset):
         raise DataError(f"config.data.{name} holds no example; look at what was dropped above.")
     return dataset
+
+
+def check_lengths(fed: inputs.Inputs, model: models.Transformer) -> None:
+    """Raises ConfigError when an example is longer than the model's positions reach."""
+    longest = max(shape.prompt + shape.response for shape in fed.shape.streams.values())
+    if longest > model.config.longest_sequence:
+        raise ConfigError(
+            f"an example has up to {longest} tokens, but the model was made for {model.config.longest_sequence}; "
+            "lower config.length.prompt or config.length.response."
+        )
 
 
 def load_reference(sections: Sections, objective, model, policy, devices, stages):

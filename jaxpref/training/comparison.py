@@ -42,16 +42,18 @@ def run(compare: Mapping[str, Any], pipeline: Pipeline) -> list[tables.Table]:
         pipeline: the finished stages.
     """
     makers = {"gold": in_world, "pairs": on_pairs}
-    made, figures = [], []
+    made, figures = [], {}
     for name, section in compare.items():
         if name not in makers:
             raise ConfigError(f"config.compare has no field {name!r}; expected one of {', '.join(makers)}.")
         arguments = configuration.bind(makers[name], section, f"compare.{name}", provided=("pipeline",))
         table, drawn = makers[name](pipeline, **arguments)
         made.append(table)
-        figures += drawn
+        figures |= drawn
     if jax.process_index() == 0:
-        page = report.write(pipeline.folder, stages=list(pipeline.stages), results=made, figures=figures)
+        for name, figure in figures.items():
+            plots.save(figure, pipeline.folder / report.PLOTS / f"{name}.png")
+        page = report.write(pipeline.folder, stages=list(pipeline.stages), results=made, figures=list(figures.values()))
         (pipeline.folder / FILE).write_text(json.dumps([table._asdict() for table in made], indent=2) + "\n")
         for table in made:
             tables.show_table(table)
@@ -125,7 +127,7 @@ def in_world(
         reference=f"the {reference} stage",
     )
     frontier = plots.frontier(points, curve=[home.optimum(beta)[::-1] for beta in BETAS])
-    return table, [frontier]
+    return table, {"frontier": frontier}
 
 
 def open_policy(pipeline: Pipeline, name: str) -> Policy:
@@ -201,7 +203,7 @@ def on_pairs(
         notes.append(f"Accuracy on {len(baseline)} held-out pairs, ties 1/2.")
     notes.append("95 % intervals: pigeonhole bootstrap over seeds and examples.")
     columns = ("model", "measure", "value [95 %]", "seeds", "excludes 0.5")
-    return tables.Table("Held-out pairs", columns, tuple(rows), tuple(notes)), []
+    return tables.Table("Held-out pairs", columns, tuple(rows), tuple(notes)), {}
 
 
 def _accuracy_row(name: str, interval: statistics.Interval, seeds: int) -> tuple[str, ...]:

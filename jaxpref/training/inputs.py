@@ -26,6 +26,7 @@ class Inputs(NamedTuple):
         seed: of the order of examples.
         epochs: how often the first stream is passed; may be fractional.
         steps: number of steps in all.
+        begun: (step, examples of the first stream passed before it) where this part of the run began.
     """
 
     streams: dict[str, Any]
@@ -35,6 +36,21 @@ class Inputs(NamedTuple):
     seed: int
     epochs: float
     steps: int
+    begun: tuple[int, int] = (0, 0)
+
+    def passed(self, step: int) -> int:
+        """Examples of the first stream that so many steps pass."""
+        name, dataset = next(iter(self.streams.items()))
+        passed = self.begun[1] + (step - self.begun[0]) * self.sizes[name]
+        return int(min(passed, order.number_of_examples(len(dataset), self.epochs)))
+
+    def after(self, step: int, passed: int) -> "Inputs":
+        """The inputs of a run that is continued; one that had ended in a ragged batch goes on with the next example."""
+        name, dataset = next(iter(self.streams.items()))
+        left = order.number_of_examples(len(dataset), self.epochs) - passed
+        steps = self.steps if left == math.inf else step + max(0, math.ceil(left / self.sizes[name]))
+        _check_last_batch(name, left, self.sizes[name], self.partnered)
+        return self._replace(begun=(step, passed), steps=steps)
 
     def examples(self, step: int) -> dict[str, list[Tokenized]]:
         """The examples of a step, by stream: the next ones of the global order (seed, epoch, index)."""
@@ -46,6 +62,7 @@ class Inputs(NamedTuple):
                 size=self.sizes[name],
                 seed=self.seed,
                 epochs=self.epochs if name == first else math.inf,
+                begun=self.begun if name == first else (0, 0),
             )
             for name, dataset in self.streams.items()
         }
@@ -80,14 +97,18 @@ def make(streams: Mapping[str, Any], objective: Total, batch, train, *, seed: in
     sizes = {name: int(batch.streams.get(name, batch.examples)) for name in streams}
     first = next(iter(streams))
     steps, epochs = number_of_steps(train.steps, train.epochs, len(streams[first]), sizes[first])
-    if first in objective.partnered and order.number_of_examples(len(streams[first]), epochs) % sizes[first] == 1:
-        raise ConfigError(
-            f"the last batch of stream {first!r} would hold one example, which has no mismatched partner; "
-            "change batch.examples or train.epochs by a little."
-        )
+    _check_last_batch(first, order.number_of_examples(len(streams[first]), epochs), sizes[first], objective.partnered)
     final = reads_last_token(objective)
     shape = shape_of(streams, sizes, objective.partnered, batch, final=final, devices=devices)
     return Inputs(dict(streams), sizes, objective.partnered, shape, seed, epochs, steps)
+
+
+def _check_last_batch(name: str, examples: float, size: int, partnered: frozenset[str]) -> None:
+    if name in partnered and examples % size == 1:
+        raise ConfigError(
+            f"the last batch of stream {name!r} would hold one example, which has no mismatched partner; "
+            "change batch.examples or train.epochs by a little."
+        )
 
 
 def select(dataset: Sequence[Tokenized], chosen, *, partnered: bool, seed: int) -> list[Tokenized]:

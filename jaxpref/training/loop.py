@@ -63,7 +63,6 @@ def run(config, workdir: str, *, dry_run: bool = False, stages: epath.Path | Non
     parts = assembly.assemble(sections, workdir, stages=stages, report=say)
     evaluations = heldout.prepare_all(parts, report=say)
     _check_watched(sections, evaluations)
-    steps = 1 if dry_run else parts.inputs.steps
     say(assembly.summary(parts))
 
     with jax.set_mesh(parts.mesh), contextlib.ExitStack() as cleanup:
@@ -79,6 +78,9 @@ def run(config, workdir: str, *, dry_run: bool = False, stages: epath.Path | Non
                 state = parts.state
         progress = progress or {"results": {}, "best": None, "waited": 0}
         first, results = int(state.step), dict(progress["results"])
+        if "examples" in progress:
+            parts = parts._replace(inputs=parts.inputs.after(first, progress["examples"]))
+        steps = 1 if dry_run else parts.inputs.steps
         finished = first >= steps or progress["waited"] >= sections.early_stop.patience
         if finished:
             say(f"{workdir}: all {first} steps are done.")
@@ -97,7 +99,12 @@ def run(config, workdir: str, *, dry_run: bool = False, stages: epath.Path | Non
         key = jax.random.key(sections.seed)
         digests = leaf_digests(state.params) if first == 0 else None
         writer = cleanup.enter_context(metrics.Writer(files.path, sections.log, first_step=first, keep=not dry_run))
-        clock = throughput.Clock(parts.model.config, parts.mesh, examples=sum(parts.inputs.sizes.values()))
+        clock = throughput.Clock(
+            parts.model.config,
+            parts.mesh,
+            examples=sum(parts.inputs.sizes.values()),
+            passes=throughput.FORWARD_AND_BACKWARD + (parts.reference is not None),
+        )
         advance = cleanup.enter_context(metrics.progress_bar(first, steps, sections.log))
         terminated = cleanup.enter_context(termination())
         batch = parts.place(first)
@@ -139,7 +146,8 @@ def run(config, workdir: str, *, dry_run: bool = False, stages: epath.Path | Non
             if saver is not None and (saver.due(done) or done == steps or stopping):
                 best = results.get(sections.checkpoint.best.metric) if due else None
                 writer.upload()
-                saver.save(done, state, progress | {"results": results}, value=best)
+                progress |= {"results": results, "examples": parts.inputs.passed(done)}
+                saver.save(done, state, progress, value=best)
                 clock.restart(done)
             if stopping:
                 more = "the same command continues" if interrupted else "no evaluation improved for long enough"

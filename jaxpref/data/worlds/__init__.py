@@ -5,13 +5,12 @@ A world has ``records(kind, *, size, seed, split, ...)`` (the record types of us
 ``tokenizer(name)`` makes its phrases single tokens; bytes work as well, with sequences four times as long.
 """
 
-import difflib
 from typing import Any
 
 from jaxpref.data.tokenizers import Tokenizer
 from jaxpref.data.worlds import annotation, bandit, sentiment, words
 from jaxpref.data.worlds.bandit import Bandit
-from jaxpref.errors import DataError
+from jaxpref.errors import DataError, hint
 
 __all__ = ["NAMES", "Bandit", "annotation", "bandit", "get", "sentiment", "tokenizer", "words"]
 
@@ -25,13 +24,11 @@ def get(name: str, **options: Any):
         DataError: for an unknown world or option.
     """
     if name not in NAMES:
-        near = difflib.get_close_matches(name, NAMES, n=1)
-        hint = f"did you mean '{near[0]}'?" if near else f"choose one of {', '.join(NAMES)}."
-        raise DataError(f"There is no world named '{name}'; {hint}")
+        raise DataError(f"There is no world named '{name}'; {hint(name, NAMES)}")
     known = tuple(bandit.Bandit.__dataclass_fields__) if name == "bandit" else ()
     unknown = sorted(set(options) - set(known))
     if unknown:
-        raise DataError(f"World '{name}' has no option named '{unknown[0]}'; it knows {', '.join(known) or 'none'}.")
+        raise DataError(f"World '{name}' has no option named '{unknown[0]}'; {hint(unknown[0], known)}")
     return Bandit(**options) if name == "bandit" else sentiment
 
 

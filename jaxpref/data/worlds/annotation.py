@@ -14,14 +14,13 @@ streams with a fixed number of draws per record: changing noise, bias or annotat
 See *Rank Analysis of Incomplete Block Designs: I. The Method of Paired Comparisons* (https://doi.org/10.2307/2334029).
 """
 
-import difflib
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxpref.errors import DataError
+from jaxpref.errors import DataError, hint
 
 SPLITS = ("train", "validation", "test")
 
@@ -154,9 +153,7 @@ def annotators(world: str, labelling: Labelling) -> list[Annotator]:
 
 def _check(world: str, what: str, value: str, known: Sequence[str]) -> None:
     if value not in known:
-        near = difflib.get_close_matches(str(value), known, n=1)
-        hint = f"did you mean '{near[0]}'?" if near else f"choose one of {', '.join(known)}."
-        raise DataError(f"World '{world}' knows no {what} named '{value}'; {hint}")
+        raise DataError(f"World '{world}' knows no {what} named '{value}'; {hint(value, known)}")
 
 
 def _passes(prompts: Sequence[str], draws: Iterator[float]) -> Iterator[str]:
