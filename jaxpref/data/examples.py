@@ -11,7 +11,7 @@ from jaxpref.data import records, templates
 from jaxpref.data.records import Record, Tokenized
 from jaxpref.data.templates import Span, Template
 from jaxpref.data.tokenizers import Tokenizer
-from jaxpref.errors import ConfigError, DataError
+from jaxpref.errors import ConfigError, DataError, hint
 
 PROBLEMS_KEPT = 5
 
@@ -227,4 +227,4 @@ def _step_ends(record: Record, answers, rule: Lengths) -> dict[str, Any]:
 
 def one_of(path: str, value: Any, allowed: Sequence[str]) -> None:
     if value not in allowed:
-        raise ConfigError(f"{path} is {value!r}; expected one of {', '.join(allowed)}.")
+        raise ConfigError(f"{path} is {value!r}; {hint(value, allowed)}")

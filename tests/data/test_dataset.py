@@ -203,7 +203,7 @@ def test_several_sources_follow_one_another(byte, write_rows):
         ({"kind": "pair", "path": "x"}, "data.data.kind is 'pair'; did you mean 'pairs'"),
         ({"kind": "pairs", "pth": "x"}, "data.data has no field 'pth'; did you mean 'path'"),
         ({"kind": "pairs", "path": "x", "on_bad_rows": "skip"}, "no field 'on_bad_rows'; did you mean 'on_bad_row'"),
-        ({"kind": "pairs", "path": "x", "on_bad_row": "ignore"}, "on_bad_row is 'ignore'; expected one of error, skip"),
+        ({"kind": "pairs", "path": "x", "on_bad_row": "ignore"}, "on_bad_row is 'ignore'; there are error, skip"),
         ({"kind": "pairs", "path": "x", "turns": "all"}, "data.data.turns is read by no stream of kind 'pairs'"),
         ({"kind": "pairs", "path": "x", "weight": 1.0}, "a single source has no share"),
         ({"kind": "pairs", "path": "x", "source": "world:bandit"}, "give exactly one"),
