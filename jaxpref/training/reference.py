@@ -61,7 +61,12 @@ class ReferenceCache:
         return absent
 
     def add(self, entries: Mapping[str, np.ndarray], *, write: bool = True) -> None:
-        """Remembers entries and, with ``write``, adds them to the directory as one part."""
+        """Remembers new entries and, with ``write``, adds them to the directory as one part.
+
+        A content that another batch scores again keeps its first value: the two may differ by rounding, and which part
+        is read last is chance, so that a resumed run would differ too.
+        """
+        entries = {key: values for key, values in entries.items() if key not in self._entries}
         self._entries.update(entries)
         if not (entries and write):
             return

@@ -52,6 +52,15 @@ def test_entries_survive_on_disk_and_are_shared_between_writers(tmp_path):
     assert open_cache(tmp_path, dtype="bfloat16").missing([first]) == [first]
 
 
+def test_a_content_that_is_scored_again_keeps_its_first_value(tmp_path):
+    (key,) = keys_of(example([1, 2]))
+    cache = open_cache(tmp_path)
+    for value in (-1.0, -1.0000001):
+        cache.add({key: np.array([value, -2.0])})
+    assert cache[key, ""][0] == open_cache(tmp_path)[key, ""][0] == -1.0
+    assert len(list(cache.directory.glob("part-*"))) == 1
+
+
 def test_attach_puts_each_value_beside_its_token(tmp_path):
     pair = example([1, 2], [3, 4, 7])
     cache = open_cache(tmp_path)
