@@ -115,7 +115,8 @@ def in_world(
         responses, kl = _sample(policy, base, prompts, max_tokens, temperature, seed)
         scored = gold.evaluate(home, prompts, responses, opponent=opponent)
         scores.append(tables.score(name, scored, kl=kl))
-        points[name] = (kl, scored.reward)
+        if not stage.startswith(START):  # where a run began says nothing about its frontier, and dwarfs it
+            points[name] = (kl, scored.reward)
     scores += [
         tables.Score(name, accuracy=preferences.accuracy(margins_of(pipeline, stage)[0]))
         for name, stage in reward_models.items()
