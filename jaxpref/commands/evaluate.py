@@ -40,7 +40,7 @@ def run(options: argparse.Namespace) -> None:
     evaluations = heldout.prepare_all(parts, report=say)
     with jax.set_mesh(parts.mesh):
         if parts.cache is not None:
-            precompute.fill_run(parts, evaluations, parts.inputs.steps, say)
+            precompute.fill_run(parts, evaluations, range(0), say)
             parts = parts._replace(reference=None)
         params = checkpoints.load_params(folder, parts.shapes.params, step=options.step)
         state = parts.state._replace(params=params, average=())

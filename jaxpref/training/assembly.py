@@ -33,6 +33,7 @@ class Assembly(NamedTuple):
         reference: the reference's parameters, or None.
         cache: cached reference log-probs, or None.
         optimizer: optax transformation of the trainable leaves.
+        start: digest of the parameters that ``init_from`` gave; empty from scratch.
     """
 
     sections: Sections
@@ -49,6 +50,7 @@ class Assembly(NamedTuple):
     state: state.TrainState
     reference: Any
     cache: ReferenceCache | None
+    start: str
 
     @property
     def cached(self) -> frozenset[str]:
@@ -61,6 +63,7 @@ class Assembly(NamedTuple):
             "seed": self.sections.seed,
             "data": {name: dataset.fingerprint for name, dataset in self.inputs.streams.items()},
             "tokenizer": self.tokenizer.digest,
+            "start (the parameters of init_from)": self.start,
         }
 
     def place(self, step: int):
@@ -100,13 +103,16 @@ class Assembly(NamedTuple):
         selfcheck.check_movement(before, leaf_digests(after.params), trees.leaves(self.trainable), invariant)
 
 
-def assemble(sections: Sections, workdir: str, *, stages: epath.Path | None = None, report=print) -> Assembly:
+def assemble(
+    sections: Sections, workdir: str, *, stages: epath.Path | None = None, keep: bool = True, report=print
+) -> Assembly:
     """Builds every part of a run.
 
     Args:
         sections: the checked config.
         workdir: run folder, where cached reference log-probs lie by default.
         stages: folder with the runs of earlier stages.
+        keep: whether new reference log-probs are written to the cache's folder.
         report: is given lines of text on what was read and dropped.
     """
     devices = mesh.make_mesh(sections.mesh)
@@ -149,7 +155,9 @@ def assemble(sections: Sections, workdir: str, *, stages: epath.Path | None = No
                 sections.reference.cache or f"{workdir}/reference",
                 parameters=digest(reference),
                 dtype=model.dtype.name,
+                keep=keep and jax.process_index() == 0,
             )
+        start = digest(fresh.params["model"]) if source.kind != "scratch" else ""
     return Assembly(
         sections=sections,
         mesh=devices,
@@ -165,6 +173,7 @@ def assemble(sections: Sections, workdir: str, *, stages: epath.Path | None = No
         state=fresh,
         reference=reference,
         cache=cache,
+        start=start,
     )
 
 

@@ -60,7 +60,7 @@ def run(config, workdir: str, *, dry_run: bool = False, stages: epath.Path | Non
     files = folder.RunFolder(workdir, config, keep=not dry_run)
 
     # ------------------------------------------------------------------------- tokenizer, data, model, objective, mesh
-    parts = assembly.assemble(sections, workdir, stages=stages, report=say)
+    parts = assembly.assemble(sections, workdir, stages=stages, keep=not dry_run, report=say)
     evaluations = heldout.prepare_all(parts, report=say)
     _check_watched(sections, evaluations)
     say(assembly.summary(parts))
@@ -91,7 +91,7 @@ def run(config, workdir: str, *, dry_run: bool = False, stages: epath.Path | Non
         # -------------------------------------------------------------------------------------------------- reference
         starts_at_reference = first == 0 and parts.starts_at_reference()
         if parts.cache is not None:
-            precompute.fill_run(parts, evaluations, first, say)
+            precompute.fill_run(parts, [] if dry_run else evaluations, range(first, steps), say)
             parts = parts._replace(reference=None)
 
         # ------------------------------------------------------------------------------------------------------ steps

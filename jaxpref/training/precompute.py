@@ -4,6 +4,7 @@ from collections.abc import Iterable, Iterator
 
 import jax
 import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxpref import models
 from jaxpref.batch import Batch, gather
@@ -11,25 +12,25 @@ from jaxpref.data import Tokenized, layouts
 from jaxpref.training import engine, mesh
 from jaxpref.training.assembly import Assembly
 from jaxpref.training.heldout import Evaluation
-from jaxpref.training.reference import ReferenceCache, keys_of
+from jaxpref.training.reference import ReferenceCache, distinct, keys_of
 
 
-def fill_run(parts: Assembly, evaluations: Iterable[Evaluation], first: int, report=print) -> None:
-    """Fills a run's cache with what its steps from ``first`` on and its evaluations will read."""
+def fill_run(parts: Assembly, evaluations: Iterable[Evaluation], steps: range, report=print) -> None:
+    """Fills a run's cache with what these steps and evaluations will read."""
     scoring = (parts.model, parts.reference)
-    fill(parts.cache, _training_examples(parts, first), *scoring, parts.inputs.shape, parts.mesh, report)
+    fill(parts.cache, _training_examples(parts, steps), *scoring, parts.inputs.shape, parts.mesh, report)
     for evaluation in evaluations:
         held_out = ((evaluation.name, e) for batch in evaluation.batches(parts.sections.seed) for e in batch)
         fill(parts.cache, held_out, *scoring, evaluation.shape, parts.mesh, report)
 
 
-def _training_examples(parts: Assembly, first: int) -> Iterator[tuple[str, Tokenized]]:
+def _training_examples(parts: Assembly, steps: range) -> Iterator[tuple[str, Tokenized]]:
     fed = parts.inputs
-    whole = {n for n, data in fed.streams.items() if fed.steps * fed.sizes[n] >= len(data) and n not in fed.partnered}
+    whole = [n for n, data in fed.streams.items() if len(steps) * fed.sizes[n] >= len(data) and n not in fed.partnered]
     for name in whole:
         yield from ((name, example) for example in fed.streams[name])
     if len(whole) < len(fed.streams):  # few steps of many examples, or mismatched responses that the order draws
-        for step in range(first, fed.steps):
+        for step in steps:
             chosen = fed.examples(step)
             yield from ((name, example) for name in chosen if name not in whole for example in chosen[name])
 
@@ -56,20 +57,27 @@ def fill(
     candidates: dict[str, list] = {name: [] for name in shape.streams}
     for name, example in examples:
         candidates[name].append(example)
-    absent = {name: cache.missing(found) for name, found in candidates.items()}
-    total = sum(map(len, absent.values()))
-    if not total:
-        return
-    report(f"Scoring {total} examples with the reference, once; they are kept in {cache.directory}.")
-    score = jax.jit(lambda params, batch: score_batch(model, shape, params, batch))
-    for name, unscored in absent.items():
-        size = shape.streams[name].examples
-        for start in range(0, len(unscored), size):
-            chosen = unscored[start : start + size]
-            streams = {other: chosen if other == name else [] for other in shape.streams}
-            batch = mesh.place_batch(layouts.plan(streams, shape), devices)
-            values = np.asarray(score(reference, batch)[name])
-            cache.add(_entries(chosen, values), write=jax.process_index() == 0)
+    # Batches do not depend on what the cache holds, so that a fill that was cut off ends with the same bits.
+    batches = [
+        (name, batch)
+        for name, found in candidates.items()
+        for batch in _cut(distinct(found), shape.streams[name].examples)
+        if not cache.covers(batch)
+    ]
+    if batches:
+        report(f"Scoring {sum(len(b) for _, b in batches)} examples with the reference, once, for {cache.directory}.")
+    score = jax.jit(
+        lambda params, batch: score_batch(model, shape, params, batch),
+        out_shardings=NamedSharding(devices, PartitionSpec()),
+    )
+    for name, chosen in batches:
+        streams = {other: chosen if other == name else [] for other in shape.streams}
+        values = np.asarray(score(reference, mesh.place_batch(layouts.plan(streams, shape), devices))[name])
+        cache.add(_entries(chosen, values))
+
+
+def _cut(examples: list[Tokenized], size: int) -> list[list[Tokenized]]:
+    return [examples[start : start + size] for start in range(0, len(examples), size)]
 
 
 def score_batch(model: models.Transformer, shape: layouts.BatchShape, params, batch: Batch):

@@ -35,11 +35,24 @@ def keys_of(example) -> list[str]:
     return [content_key(example.prompt, r, m) for r, m in zip(example.responses, example.masks, strict=True)]
 
 
+def distinct(examples: Iterable) -> list:
+    """The examples that have a response which none before them has, in order."""
+    seen: set[str] = set()
+    chosen = []
+    for example in examples:
+        keys = keys_of(example)
+        if not seen.issuperset(keys):
+            seen.update(keys)
+            chosen.append(example)
+    return chosen
+
+
 class ReferenceCache:
     """A directory of immutable part files; safe under concurrent writers, who can only add parts."""
 
-    def __init__(self, directory: str, *, parameters: str, dtype: str):
-        self.parameters = parameters
+    def __init__(self, directory: str, *, parameters: str, dtype: str, keep: bool = True):
+        """Opens the entries of one set of parameters in one compute dtype; ``keep`` writes new ones to disk."""
+        self.parameters, self.keep = parameters, keep
         self.directory = epath.Path(directory) / f"{parameters}-{dtype}"
         self._entries: dict[str, np.ndarray] = {}
         if self.directory.exists():
@@ -49,26 +62,19 @@ class ReferenceCache:
     def __len__(self) -> int:
         return len(self._entries)
 
-    def missing(self, examples: Iterable) -> list:
-        """The examples that have an uncached response, each content once."""
-        seen: set[str] = set()
-        absent = []
-        for example in examples:
-            fresh = {key for key in keys_of(example) if key not in self._entries} - seen
-            if fresh:
-                absent.append(example)
-                seen |= fresh
-        return absent
+    def covers(self, examples: Iterable) -> bool:
+        """Whether every response of the examples has an entry."""
+        return all(key in self._entries for example in examples for key in keys_of(example))
 
-    def add(self, entries: Mapping[str, np.ndarray], *, write: bool = True) -> None:
-        """Remembers new entries and, with ``write``, adds them to the directory as one part.
+    def add(self, entries: Mapping[str, np.ndarray]) -> None:
+        """Remembers new entries and, where they are kept, adds them to the directory as one part.
 
         A content that another batch scores again keeps its first value: the two may differ by rounding, and which part
         is read last is chance, so that a resumed run would differ too.
         """
         entries = {key: values for key, values in entries.items() if key not in self._entries}
         self._entries.update(entries)
-        if not (entries and write):
+        if not (entries and self.keep):
             return
         self.directory.mkdir(parents=True, exist_ok=True)
         part = self.directory / f"part-{uuid.uuid4().hex}.npz"

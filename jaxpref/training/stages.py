@@ -3,11 +3,12 @@
 import os
 from typing import Any
 
+import jax
 from etils import epath
 
 from jaxpref import configuration
 from jaxpref.analysis import report
-from jaxpref.training import comparison, loop
+from jaxpref.training import comparison, loop, mesh
 
 
 def run(config, workdir: str, *, dry_run: bool = False) -> dict[str, Any]:
@@ -20,6 +21,8 @@ def run(config, workdir: str, *, dry_run: bool = False) -> dict[str, Any]:
     """
     folder = epath.Path(os.path.expandvars(workdir)).expanduser()
     stages = dict(configuration.stages(config))
+    mesh.initialise_distributed(next(iter(stages.values()), config).mesh.distributed)
+    say = print if jax.process_index() == 0 else lambda *_: None
     if not stages:
         finished = loop.run(config, workdir, dry_run=dry_run)
         if finished.complete and not dry_run:
@@ -27,16 +30,16 @@ def run(config, workdir: str, *, dry_run: bool = False) -> dict[str, Any]:
         return finished.results
     results = {}
     for number, (name, stage) in enumerate(stages.items(), 1):
-        print(f"\n== Stage {number} of {len(stages)}: {name} ==")
+        say(f"\n== Stage {number} of {len(stages)}: {name} ==")
         finished = loop.run(stage, str(folder / name), dry_run=dry_run, stages=folder)
         results[name] = finished.results
         if not finished.complete:
             return results
         if dry_run:
-            print("A dry run ends with the first stage; later ones start from its checkpoint.")
+            say("A dry run ends with the first stage; later ones start from its checkpoint.")
             return results
     if config.compare:
-        print("\n== Comparison ==")
+        say("\n== Comparison ==")
         comparison.run(configuration.plain(config.compare), comparison.Pipeline(folder, stages))
     else:
         _write_report(folder)
@@ -44,4 +47,5 @@ def run(config, workdir: str, *, dry_run: bool = False) -> dict[str, Any]:
 
 
 def _write_report(folder: epath.Path) -> None:
-    print(f"Report: {report.write(folder)}")
+    if jax.process_index() == 0:
+        print(f"Report: {report.write(folder)}")

@@ -50,7 +50,7 @@ def run(kind: str, axes: tuple[int, int, int], folder: pathlib.Path) -> dict[str
     found, state = {}, parts.state
     with jax.set_mesh(parts.mesh):
         if parts.cache is not None:
-            precompute.fill_run(parts, evaluations, 0, lambda _: None)
+            precompute.fill_run(parts, evaluations, range(parts.inputs.steps), lambda _: None)
             parts = parts._replace(reference=None)
         step = parts.compile_step()
         for number in range(STEPS):

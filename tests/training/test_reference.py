@@ -7,7 +7,7 @@ import pytest
 
 from jaxpref.data import layouts
 from jaxpref.errors import CheckpointError
-from jaxpref.training.reference import ReferenceCache, content_key, keys_of
+from jaxpref.training.reference import ReferenceCache, content_key, distinct, keys_of
 
 
 class Example(NamedTuple):
@@ -47,9 +47,10 @@ def test_entries_survive_on_disk_and_are_shared_between_writers(tmp_path):
     one.add({keys_of(first)[0]: np.array([-1.0, -2.0])})
     other.add({keys_of(second)[0]: np.array([-3.0])})
     again = open_cache(tmp_path)
-    assert len(again) == 2 and again.missing([first, second]) == []
-    assert open_cache(tmp_path, parameters="other").missing([first, first]) == [first]
-    assert open_cache(tmp_path, dtype="bfloat16").missing([first]) == [first]
+    assert len(again) == 2 and again.covers([first, second])
+    assert not open_cache(tmp_path, parameters="other").covers([first])
+    assert not open_cache(tmp_path, dtype="bfloat16").covers([first])
+    assert distinct([first, second, first]) == [first, second]
 
 
 def test_a_content_that_is_scored_again_keeps_its_first_value(tmp_path):
