@@ -110,7 +110,7 @@ def test_channels_and_gradients_are_those_of_one_padded_device(config, case):
 
 
 @pytest.mark.slow
-@every_case
+@pytest.mark.parametrize("case", CASES[1::2], ids=str)
 @pytest.mark.parametrize("channels", SETS)
 def test_channel_sets_compiled_alone(channels, case):
     """The forward computes less when fewer channels are asked for, and the same."""
