@@ -4,6 +4,7 @@ Every command imports what it needs when it runs, so that help and typing errors
 """
 
 import argparse
+import io
 import os
 import re
 import sys
@@ -104,9 +105,16 @@ def provide_threads() -> None:
         os.environ.setdefault("NPROC", "32")
 
 
+def show_at_once() -> None:
+    """Shows every line when it is printed, also in a file: in order beside errors, and even if the run is killed."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(line_buffering=True)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command line and returns its exit code; what a user can mend is one line on the standard error."""
     provide_threads()
+    show_at_once()
     try:
         options = parse(sys.argv[1:] if arguments is None else arguments)
         return COMMANDS[options.command].run(options) or 0

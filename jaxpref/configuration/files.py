@@ -69,7 +69,10 @@ def _get_config(spec: str) -> Any:
         takes = bool(inspect.signature(function).parameters)
         if separator and not takes:
             raise ConfigError(f"--config={spec}: get_config of {path} takes no argument.")
-        return function(argument) if separator else function()
+        made = function(argument) if separator else function()
+        if not isinstance(made, ConfigDict | Mapping):
+            raise ConfigError(f"{path}: get_config returned {made!r}; expected a config (configuration.default()).")
+        return made
     except ConfigError:
         raise
     except Exception as error:
@@ -98,6 +101,9 @@ def override(config: ConfigDict, field: str, text: str, spec: str = "X.py") -> N
     _refuse_renaming(config, field, spec)
     node, where = config, ""
     for name in parents:
+        if name not in node and _inside_stage(field.split(".")) == ["evals", name, "data"]:
+            with node.unlocked():
+                node[name] = ConfigDict()
         if name not in node:
             raise no_field(where, name, node)
         where, node = dotted(where, name), node[name]

@@ -48,7 +48,8 @@ class Dataset(Sequence[Tokenized]):
     def summary(self) -> str:
         """What was read, kept, dropped and cut, in one paragraph."""
         counts = self.counts
-        lines = [f"{self.name} ({self.kind}): {counts['read']} rows read, {counts['kept']} examples kept"]
+        name = self.name if self.name == self.kind else f"{self.name} ({self.kind})"
+        lines = [f"{name}: {counts['read']} rows read, {counts['kept']} examples kept"]
         lines += [f"{counts['skipped']} bad rows skipped"] if counts["skipped"] else []
         lines += [f"{number} dropped: {reason}" for reason, number in counts["dropped"].items()]
         lines += [f"{number} times {rule}" for rule, number in counts["truncated"].items()]

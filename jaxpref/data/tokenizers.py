@@ -108,8 +108,10 @@ def _read_files(path: epath.Path) -> dict[str, str]:
             converted = AutoTokenizer.from_pretrained(str(path), use_fast=True, local_files_only=True)
             files["tokenizer.json"] = converted.backend_tokenizer.to_str()
         except Exception as error:
+            reason = " ".join(str(error).split())
             raise DataError(
-                f"{path}: no fast tokenizer can be read ({error}); expected a file tokenizer.json."
+                f"{path} holds no tokenizer.json, and transformers cannot make one from the rest ({reason[:120]}); "
+                "set tokenizer.path to a directory with the tokenizer's files, or to 'byte'."
             ) from error
         special = {
             name: converted.special_tokens_map[name]

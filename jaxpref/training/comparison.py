@@ -1,8 +1,9 @@
 """The tables at the end of a pipeline: policies and reward models of several stages, side by side, with intervals."""
 
 import dataclasses
+import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -12,7 +13,7 @@ from etils import epath
 from jaxpref import configuration, data, generation, models
 from jaxpref.analysis import plots, report, tables
 from jaxpref.data import worlds
-from jaxpref.errors import ConfigError
+from jaxpref.errors import ConfigError, hint
 from jaxpref.evaluation import divergence, gold, preferences, statistics, wins
 from jaxpref.training import heldout, loop, mesh, starting
 
@@ -22,16 +23,23 @@ BETAS = np.geomspace(0.05, 20, 60)  # of the exact reward-KL frontier that is dr
 
 
 class Pipeline(NamedTuple):
-    """Finished stages: where their runs lie, and their configs by name."""
+    """Finished stages: where their runs lie, and by name their configs and how many steps they have done."""
 
     folder: epath.Path
     stages: dict[str, Any]
+    steps: Mapping[str, int]
 
     def finished(self, name: str) -> loop.Finished:
         """Opens the run of a stage, all of whose steps are done."""
         if name not in self.stages:
             raise ConfigError(f"config.compare names the stage {name!r}; there are {', '.join(self.stages)}.")
         return loop.run(self.stages[name], str(self.folder / name), stages=self.folder, say=lambda *_: None)
+
+    def identity(self, compare: Mapping[str, Any]) -> str:
+        """Digest of all that the tables are made from."""
+        configs = {name: configuration.plain(config) for name, config in self.stages.items()}
+        text = json.dumps([configuration.plain(compare), configs, dict(self.steps)])
+        return hashlib.sha256(text.encode()).hexdigest()
 
 
 def run(compare: Mapping[str, Any], pipeline: Pipeline) -> list[tables.Table]:
@@ -41,24 +49,53 @@ def run(compare: Mapping[str, Any], pipeline: Pipeline) -> list[tables.Table]:
         compare: ``gold`` with the arguments of :func:`in_world`, ``pairs`` with those of :func:`on_pairs`.
         pipeline: the finished stages.
     """
-    makers = {"gold": in_world, "pairs": on_pairs}
     made, figures = [], {}
-    for name, section in compare.items():
-        if name not in makers:
-            raise ConfigError(f"config.compare has no field {name!r}; expected one of {', '.join(makers)}.")
-        arguments = configuration.bind(makers[name], section, f"compare.{name}", provided=("pipeline",))
-        table, drawn = makers[name](pipeline, **arguments)
+    for maker, arguments in check(compare):
+        table, drawn = maker(pipeline, **arguments)
         made.append(table)
         figures |= drawn
     if jax.process_index() == 0:
         for name, figure in figures.items():
             plots.save(figure, pipeline.folder / report.PLOTS / f"{name}.png")
         page = report.write(pipeline.folder, stages=list(pipeline.stages), results=made, figures=list(figures.values()))
-        (pipeline.folder / FILE).write_text(json.dumps([table._asdict() for table in made], indent=2) + "\n")
-        for table in made:
-            tables.show_table(table)
-        print(f"Report: {page}")
+        stored = {"made_from": pipeline.identity(compare), "tables": [table._asdict() for table in made]}
+        (pipeline.folder / FILE).write_text(json.dumps(stored, indent=2) + "\n")
+        _show(made, page)
     return made
+
+
+def check(compare: Mapping[str, Any]) -> list[tuple[Callable, dict[str, Any]]]:
+    """The functions that make the tables, and their arguments; called before hours of training, too.
+
+    Raises:
+        ConfigError: an unknown table, or an argument that it does not take.
+    """
+    makers, found = {"gold": in_world, "pairs": on_pairs}, []
+    for name, section in compare.items():
+        if name not in makers:
+            raise ConfigError(f"config has no field 'compare.{name}'; {hint(name, makers)}")
+        arguments = configuration.bind(makers[name], section, f"compare.{name}", provided=("pipeline",))
+        found.append((makers[name], arguments))
+    return found
+
+
+def show(compare: Mapping[str, Any], pipeline: Pipeline) -> bool:
+    """Prints the tables again if they were made from these very stages; False if they are yet to be made."""
+    file, page = pipeline.folder / FILE, pipeline.folder / report.NAME
+    if not (file.exists() and page.exists()):
+        return False
+    stored = json.loads(file.read_text())
+    if not isinstance(stored, dict) or stored["made_from"] != pipeline.identity(compare):
+        return False
+    if jax.process_index() == 0:
+        _show([tables.Table(**table) for table in stored["tables"]], page)
+    return True
+
+
+def _show(made: Sequence[tables.Table], page: epath.Path) -> None:
+    for table in made:
+        tables.show_table(table)
+    print(f"Report: {page}")
 
 
 # ---------------------------------------------------------------------------------------- by true rewards, in a world

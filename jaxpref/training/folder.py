@@ -10,6 +10,8 @@ from etils import epath
 from jaxpref import configuration
 from jaxpref.data import show
 from jaxpref.errors import CheckpointError, ConfigError
+from jaxpref.training import stored
+from jaxpref.training.checkpoints import FOLDER
 from jaxpref.training.starting import MODEL_FILE, TOKENIZER_FOLDER
 
 
@@ -18,21 +20,19 @@ class RunFolder:
 
     Attributes:
         path: the folder.
-        begun: whether it already held a run.
 
-    With ``keep=False`` (a dry run) nothing is read or written.
+    A run without a checkpoint begins anew, with whatever config. With ``keep=False`` (a dry run) nothing is read or
+    written.
     """
 
     def __init__(self, workdir: str, config, *, keep: bool = True):
         self.path = epath.Path(os.path.expandvars(workdir)).expanduser()
-        self.begun = False
         if not keep:
             return
         self._create()
-        stored = self.path / "config.json"
-        self.begun = stored.exists()
-        if self.begun:
-            self._compare(configuration.from_json(stored.read_text()), config)
+        begun_with = self.path / "config.json"
+        if begun_with.exists() and stored.complete_steps(self.path / FOLDER):
+            self._compare(configuration.from_json(begun_with.read_text()), config)
         self._write("config.json", configuration.to_json(config))
 
     def describe(self, parts) -> None:
@@ -62,8 +62,9 @@ class RunFolder:
                 f"{self.path} holds a run of another config ({'; '.join(refused)}); "
                 "use a new --workdir, or the old values."
             )
-        for change in changes:
-            print(f"Continuing with a changed config: {change}.", file=sys.stderr)
+        if jax.process_index() == 0:
+            for change in changes:
+                print(f"{self.path}: continuing with a changed config: {change}.", file=sys.stderr)
 
     def _write(self, name: str, text: str) -> None:
         if jax.process_index() == 0:

@@ -76,11 +76,16 @@ class ReferenceCache:
         self._entries.update(entries)
         if not (entries and self.keep):
             return
-        self.directory.mkdir(parents=True, exist_ok=True)
         part = self.directory / f"part-{uuid.uuid4().hex}.npz"
         unfinished = part.with_suffix(".tmp")
-        unfinished.write_bytes(_pack(entries))
-        unfinished.rename(part)
+        try:
+            self.directory.mkdir(parents=True, exist_ok=True)
+            unfinished.write_bytes(_pack(entries))
+            unfinished.rename(part)
+        except OSError as error:
+            raise CheckpointError(
+                f"reference log-probs cannot be written to {self.directory} ({error}); set config.reference.cache."
+            ) from error
 
     def attach(self, batch: Batch, streams: Mapping[str, Sequence], shape: BatchShape) -> Batch:
         """Adds cached log-probs to a planned batch, as side input ``ref_logps`` ``[N, K, L]``; a missing one raises."""

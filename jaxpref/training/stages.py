@@ -28,19 +28,23 @@ def run(config, workdir: str, *, dry_run: bool = False) -> dict[str, Any]:
         if finished.complete and not dry_run:
             _write_report(folder)
         return finished.results
-    results = {}
+    compare = configuration.plain(config.compare)
+    comparison.check(compare)
+    results, steps = {}, {}
     for number, (name, stage) in enumerate(stages.items(), 1):
         say(f"\n== Stage {number} of {len(stages)}: {name} ==")
         finished = loop.run(stage, str(folder / name), dry_run=dry_run, stages=folder)
-        results[name] = finished.results
+        results[name], steps[name] = finished.results, int(finished.state.step)
         if not finished.complete:
             return results
         if dry_run:
             say("A dry run ends with the first stage; later ones start from its checkpoint.")
             return results
-    if config.compare:
+    if compare:
         say("\n== Comparison ==")
-        comparison.run(configuration.plain(config.compare), comparison.Pipeline(folder, stages))
+        pipeline = comparison.Pipeline(folder, stages, steps)
+        if not comparison.show(compare, pipeline):
+            comparison.run(compare, pipeline)
     else:
         _write_report(folder)
     return results

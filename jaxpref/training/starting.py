@@ -10,7 +10,7 @@ from etils import epath
 
 from jaxpref import data, models
 from jaxpref.data import worlds
-from jaxpref.errors import ConfigError, ModelError
+from jaxpref.errors import ConfigError, ModelError, hint
 from jaxpref.training import checkpoints
 
 MODEL_FILE, TOKENIZER_FOLDER = "model.json", "tokenizer"
@@ -80,6 +80,9 @@ def load_model(section, source: Source, devices: jax.sharding.Mesh, *, seed: int
         devices: the mesh.
         seed: of parameters from scratch.
     """
+    wide = "float64" in (section.dtype, section.param_dtype)
+    if wide and not jax.config.jax_enable_x64:
+        raise ConfigError("config.model asks for float64, which jax leaves out by default; set JAX_ENABLE_X64=1.")
     computed = {name: getattr(section, name) for name in ("dtype", "param_dtype", "remat", "attention", "chunk")}
     if source.kind == "hf":
         _no_overrides(section, source)
@@ -92,8 +95,11 @@ def load_model(section, source: Source, devices: jax.sharding.Mesh, *, seed: int
         return model, checkpoints.load_model_params(source.path, parameter_shapes(model, devices))
     if section.name not in models.BUILTIN:
         raise ConfigError(f"config.model.name is {section.name!r}; expected one of {', '.join(models.BUILTIN)}.")
-    fields = models.BUILTIN[section.name].to_dict() | dict(section.overrides)
-    model = models.Transformer(models.ModelConfig.from_dict(fields), **computed)
+    fields = models.BUILTIN[section.name].to_dict()
+    for name in section.overrides:
+        if name not in fields:
+            raise ConfigError(f"config has no field 'model.overrides.{name}'; {hint(name, fields)}")
+    model = models.Transformer(models.ModelConfig.from_dict(fields | dict(section.overrides)), **computed)
     shapes = parameter_shapes(model, devices)
     shardings = jax.tree.map(lambda leaf: leaf.sharding, shapes)
     make = jax.jit(lambda key: models.init(model, key), out_shardings=shardings)

@@ -101,7 +101,7 @@ def test_unusable_tokenizers_are_named(tmp_path, make_bpe):
     with pytest.raises(DataError, match="the tokenizer files cannot be read"):
         tokenizers.load(tmp_path / "broken")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(DataError, match="no fast tokenizer can be read"):
+    with pytest.raises(DataError, match="holds no tokenizer.json, and transformers cannot make one"):
         tokenizers.load(tmp_path / "empty")
 
 
