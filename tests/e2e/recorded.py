@@ -3,8 +3,8 @@
     python recorded.py <file> <moment>:<stage>:<step> train --config=... --workdir=...
 
 Every trained batch adds a line to the file: the stage's folder, the step, and the origins of its examples. SIGKILL
-strikes after ``<step>`` finished steps of the stage: at the moment ``metrics`` their line is written and no more, at the
-moment ``saving`` the checkpoint is being written in the background. An empty second argument lets the process live.
+strikes after ``<step>`` finished steps of the stage: at the moment ``metrics`` their line is written and no more, at
+the moment ``saving`` the checkpoint is being written in the background. An empty second argument lets the process live.
 """
 
 import json

@@ -7,7 +7,6 @@ import re
 import shutil
 import signal
 import subprocess
-import sys
 import time
 
 import pytest
@@ -18,6 +17,14 @@ from tests.e2e import tiny
 
 pytestmark = [pytest.mark.slow, pytest.mark.bitwise]
 
+MOMENTS = (
+    "saving:sft:2",
+    "metrics:align:1",
+    "saving:align:2",
+    "metrics:align:4",
+    "saving:align:5",
+    "metrics:align:7",
+)
 STEPS = 7  # 21 examples, 2.5 times, 8 in a batch; the last batch holds 4
 
 
@@ -63,8 +70,7 @@ def test_the_run_is_as_ragged_as_it_should_be(folder):
 
 
 def test_trap_56_killed_at_any_step_the_run_ends_bitwise_equal(folder):
-    moments = ("saving:sft:2", "metrics:align:1", "saving:align:2", "metrics:align:4", "saving:align:5", "metrics:align:7")
-    for moment in moments:
+    for moment in MOMENTS:
         died = tiny.start(folder, "killed", moment)
         assert died.returncode == -signal.SIGKILL, (moment, died.stderr)
         kind, stage, step = moment.split(":")
@@ -83,9 +89,13 @@ def test_a_finished_stage_is_not_run_again(folder):
 
 
 def test_sigterm_saves_and_exits_and_a_damaged_newest_checkpoint_falls_back(folder):
-    command = [sys.executable, tiny.HERE / "recorded.py", folder / "stopped.batches", "", *tiny.train(folder, "stopped")]
     process = subprocess.Popen(
-        command, cwd=ROOT, env=tiny.environment(folder), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        tiny.recorded(folder, "stopped"),
+        cwd=ROOT,
+        env=tiny.environment(folder),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     )
     run = folder / "stopped/align"
     while process.poll() is None and not ((run / "metrics.jsonl").exists() and (run / "metrics.jsonl").read_text()):
@@ -96,7 +106,7 @@ def test_sigterm_saves_and_exits_and_a_damaged_newest_checkpoint_falls_back(fold
     assert process.returncode == 0, err
     assert f"stopped after step {newest}; the same command continues" in out
 
-    largest = max((run / f"checkpoints/{newest}/state").rglob("*"), key=lambda path: path.is_file() and path.stat().st_size)
+    largest = tiny.largest_file(run / f"checkpoints/{newest}/state")
     content = bytearray(largest.read_bytes())
     content[len(content) // 2] ^= 1
     largest.write_bytes(content)
@@ -112,14 +122,14 @@ def test_trap_59_a_finished_run_goes_on_with_the_next_example(folder):
     """Also a truncated newest checkpoint, and an allowed change of the config, which is printed."""
     run = copy(folder, "longer")
     shutil.copy(folder / "straight.batches", folder / "longer.batches")
-    largest = max((run / "align/checkpoints/7/state").rglob("*"), key=lambda path: path.is_file() and path.stat().st_size)
+    largest = tiny.largest_file(run / "align/checkpoints/7/state")
     largest.write_bytes(largest.read_bytes()[:-9])
     assert tiny.start(folder, "longer").returncode == 0  # the ragged step is done again
     tiny.assert_same_run(folder, "longer", "straight")
 
     done = tiny.start(folder, "longer", "", "--config.stages.align.train.epochs=4.0")
     assert done.returncode == 0, done.stderr
-    assert "Continuing with a changed config: train.epochs: 2.5 -> 4.0" in done.stderr
+    assert "longer/align: continuing with a changed config: train.epochs: 2.5 -> 4.0." in done.stderr
     assert "align: continuing after step 7." in done.stdout
     found = tiny.batches(folder, "longer")
     order = [origin for step in range(11) for origin, *_ in found["unpaired", step]["unpaired"]]

@@ -46,9 +46,14 @@ def train(folder, run: str, *overrides: str) -> list[str]:
     return ["train", f"--config={CONFIG}", f"--workdir={folder / run}", *overrides]
 
 
+def recorded(folder, run: str, moment: str = "", *overrides: str) -> list:
+    """The command in a process of its own, which writes down its batches and dies at a moment (recorded.py)."""
+    return [sys.executable, HERE / "recorded.py", folder / f"{run}.batches", moment, *train(folder, run, *overrides)]
+
+
 def start(folder, run: str, moment: str = "", *overrides: str) -> subprocess.CompletedProcess:
-    """Runs the pipeline in a process of its own, which writes down its batches and dies at a moment (recorded.py)."""
-    command = [sys.executable, HERE / "recorded.py", folder / f"{run}.batches", moment, *train(folder, run, *overrides)]
+    """Runs that command to its end."""
+    command = recorded(folder, run, moment, *overrides)
     return subprocess.run(command, env=environment(folder), cwd=ROOT, capture_output=True, text=True, timeout=300)
 
 
@@ -73,13 +78,18 @@ def checkpoint(run, step: int) -> dict[str, tuple]:
     return leaves
 
 
+def largest_file(folder):
+    """The file of a checkpoint that holds most."""
+    return max((path for path in folder.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
+
+
 def steps(run) -> list[int]:
     """Steps of the complete checkpoints of a run."""
     return sorted(int(path.name) for path in (run / "checkpoints").iterdir() if path.name.isdigit())
 
 
 def metrics(run) -> list[str]:
-    """The lines of ``metrics.jsonl`` without what starts with ``time/``, as text: floats are equal when their bits are."""
+    """The lines of ``metrics.jsonl`` without ``time/``, as text: floats are equal when their bits are."""
     return [
         json.dumps({name: value for name, value in line.items() if not name.startswith("time/")})
         for line in read(run / "metrics.jsonl")
@@ -96,7 +106,7 @@ def batches(folder, run: str) -> dict[int, dict]:
 
 
 def assert_same_run(folder, run: str, other: str, stages=("sft", "align")) -> None:
-    """Two runs of the pipeline are bitwise equal: metrics, order, first batch, samples, and every checkpoint's leaves."""
+    """Two runs of the pipeline are bitwise equal: metrics, order, first batch, samples, every checkpoint's leaves."""
     assert batches(folder, run) == batches(folder, other)
     for stage in stages:
         one, two = folder / run / stage, folder / other / stage
