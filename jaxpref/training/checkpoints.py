@@ -53,7 +53,7 @@ class Checkpoints:
             identity: JSON values that a checkpoint and the run must share to be continued (seed, fingerprint of the
                 data, ...); the names appear in the error.
         """
-        self.folder = epath.Path(run) / FOLDER
+        self.folder = _absolute(run) / FOLDER
         self.damaged: tuple[Damaged, ...] = ()
         self._section, self._identity = section, json.loads(json.dumps(dict(identity)))
         options = ocp.CheckpointManagerOptions(
@@ -248,7 +248,7 @@ def load_params(run, target, *, below: str = "", step: int | None = None):
     Raises:
         CheckpointError: there is no such checkpoint, it is damaged, or it is of another architecture.
     """
-    folder = epath.Path(run) / FOLDER
+    folder = _absolute(run) / FOLDER
     step = _default_step(folder) if step is None else step
     where = f"checkpoint {step} in {folder}"
     prefix = f"params/{below}/" if below else "params/"
@@ -330,3 +330,9 @@ def _barrier(name: str) -> None:
 def _warn(message: str) -> None:
     if jax.process_index() == 0:
         _log.warning(message)
+
+
+def _absolute(path) -> epath.Path:
+    """Orbax takes absolute paths only; those of object stores are."""
+    path = epath.Path(path)
+    return path if path.is_absolute() else path.resolve()

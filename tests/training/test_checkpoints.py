@@ -62,6 +62,14 @@ def largest_file(folder):
 # ------------------------------------------------------------------------------------------------ round trips
 
 
+def test_a_relative_run_folder_will_do(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    save("runs/relative", 3)
+    with opened("runs/relative") as reader:
+        assert_equal(reader.restore(tree())[0], tree(3))
+    assert (tmp_path / "runs/relative/checkpoints/3").is_dir()
+
+
 @pytest.mark.parametrize("name", sorted(optimizers.HYPERPARAMETERS))
 def test_a_whole_train_state_comes_back_bit_for_bit(tmp_path, name):
     params = {
