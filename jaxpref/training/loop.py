@@ -117,7 +117,7 @@ def run(config, workdir: str, *, dry_run: bool = False, stages: epath.Path | Non
                     batch = parts.place(done)  # laid out on the host while the devices work
 
             # -------------------------------------------------------------------------------------- measure and check
-            if number in (0, first) or done % sections.log.every == 0 or done == steps:
+            if number == 0 or done % sections.log.every == 0 or done == steps:
                 values = metrics.means(measured) | {"learning_rate": float(parts.learning_rate(number))}
                 selfcheck.check_finite(done, values)
                 if number == 0 and starts_at_reference:
