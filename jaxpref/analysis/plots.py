@@ -137,7 +137,7 @@ def to_svg(figure: Figure) -> str:
     """The figure as an ``<svg>`` element to put into a page: the same text for the same figure."""
     buffer = io.StringIO()
     with matplotlib.rc_context(STYLE):
-        figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
+        figure.savefig(buffer, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
     text = buffer.getvalue()
     return text[text.index("<svg") :]
 

@@ -135,7 +135,8 @@ def axis_sizes(section, devices: int) -> tuple[int, ...]:
     if devices % known or (-1 not in sizes and known != devices):
         rule = "does not divide" if -1 in sizes else "is not"
         raise ConfigError(
-            f"mesh has {shown}, whose product {known} {rule} the {devices} devices; change an axis, or set one to -1."
+            f"mesh has {shown}, whose product {known} {rule} the number of devices, {devices}; "
+            "change an axis, or set one to -1."
         )
     return tuple(devices // known if size == -1 else size for size in sizes)
 
