@@ -8,6 +8,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parent))
 
 import cases  # noqa: E402
+import evaluation  # noqa: E402
 import pairwise  # noqa: E402
 import reward  # noqa: E402
 import stability  # noqa: E402
@@ -15,6 +16,7 @@ import stability  # noqa: E402
 GROUPS = {
     pairwise: (*pairwise.PAIRS, "sft", "kto"),
     reward: ("bt_rm", "bt_rm_soft_label"),
+    evaluation: evaluation.NAMES,
     stability: ("stability_log1mexp", "stability_logsigmoid"),
 }
 SUPPORTED = {name: group for group, names in GROUPS.items() for name in names}
