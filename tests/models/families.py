@@ -34,9 +34,7 @@ _GEMMA_2 = dataclasses.replace(
 )
 _GPT = dict(norm="layer", norm_bias=True, gated=False, mlp_bias=True, attention_bias=True, attention_out_bias=True)
 FAMILIES: dict[str, ModelConfig] = {
-    "llama3": dataclasses.replace(
-        LLAMA, rope=Rope(theta=100.0, scaling="llama3", factor=4.0, original_positions=16)
-    ),
+    "llama3": dataclasses.replace(LLAMA, rope=Rope(theta=100.0, scaling="llama3", factor=4.0, original_positions=16)),
     "mistral": dataclasses.replace(LLAMA, window=4),
     "qwen2": dataclasses.replace(LLAMA, attention_bias=True, tied_embeddings=True),
     "qwen3": dataclasses.replace(LLAMA, query_key_norm="head"),

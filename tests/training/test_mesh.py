@@ -55,7 +55,10 @@ def test_one_axis_is_inferred(sizes, expected):
 @pytest.mark.parametrize(
     ("sizes", "message"),
     [
-        (dict(data=3, fsdp=-1), "data=3, fsdp=-1, .* product 3 does not divide the number of devices, 8; change an axis"),
+        (
+            dict(data=3, fsdp=-1),
+            "data=3, fsdp=-1, .* product 3 does not divide the number of devices, 8; change an axis",
+        ),
         (dict(data=2), "product 2 is not the number of devices, 8"),
         (dict(data=16), "product 16 is not the number of devices, 8"),
         (dict(data=-1, fsdp=-1), "at most one of them -1"),
