@@ -58,6 +58,15 @@ def test_trap_59_more_epochs_go_on_where_fewer_ended():
     assert len(long) == 28
 
 
+def test_trap_59_a_run_that_ended_raggedly_goes_on_with_the_next_example():
+    options = dict(examples=7, size=3, seed=0)
+    short, whole = sum(steps(5, **options, epochs=2), []), sum(steps(10, **options, epochs=4), [])
+    begun = (5, len(short))  # 14 examples in 5 steps, the last of which held 2
+    rest = [order.batch_indices(step, **options, epochs=4, begun=begun).tolist() for step in range(5, 11)]
+    assert [len(batch) for batch in rest] == [3, 3, 3, 3, 2, 0]
+    assert short + sum(rest, []) == whole
+
+
 def test_the_order_is_the_one_of_every_release():
     # Resuming an old run needs the old order: grain must not change it unnoticed.
     assert steps(3, examples=7, size=4, seed=3, epochs=1.5) == [

@@ -15,7 +15,11 @@ from jaxpref import cli
 from tests.conftest import ROOT
 from tests.e2e import tiny
 
-pytestmark = [pytest.mark.slow, pytest.mark.bitwise]
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.bitwise,
+    pytest.mark.filterwarnings("ignore:Sharding info not provided"),  # of Orbax, when checkpoints are compared
+]
 
 MOMENTS = (
     "saving:sft:2",
