@@ -8,6 +8,7 @@ import jax
 from etils import epath
 
 from jaxpref import configuration
+from jaxpref.analysis.report import SAMPLES
 from jaxpref.data import show
 from jaxpref.errors import CheckpointError, ConfigError
 from jaxpref.training import stored
@@ -41,6 +42,7 @@ class RunFolder:
         self._write(MODEL_FILE, json.dumps(parts.model.config.to_dict(), indent=2) + "\n")
         if jax.process_index() == 0:
             parts.tokenizer.save(self.path / TOKENIZER_FOLDER)
+            (self.path / SAMPLES).unlink(missing_ok=True)  # of a run that ended before its first checkpoint
         self._write("first_batch.txt", show.batch(first_batch, parts.tokenizer, colour=False))
 
     def _create(self) -> None:

@@ -121,6 +121,12 @@ def run(evaluation: Evaluation, parts: Assembly, current: state.TrainState) -> d
     return {f"{evaluation.name}/{name}": value for name, value in kept.items()}
 
 
+def headline(scores: Mapping[str, float]) -> str:
+    """The losses and accuracies among an evaluation's metrics, as text."""
+    shown = {name: value for name, value in scores.items() if name.split("/")[1] in ("loss", "accuracy")}
+    return ", ".join(f"{name} {value:.4g}" for name, value in (shown or scores).items()) + "."
+
+
 def score_all(evaluation: Evaluation, parts: Assembly, current: state.TrainState):
     """Scores every held-out example.
 

@@ -132,6 +132,7 @@ def run(config, workdir: str, *, dry_run: bool = False, stages: epath.Path | Non
             due = [evaluation for evaluation in evaluations if evaluation.due(done, steps)] if not dry_run else []
             for evaluation in due:
                 scores = heldout.run(evaluation, parts, state)
+                say(f"Held out after step {done}: {heldout.headline(scores)}")
                 writer.write(done, scores)
                 samples.write(evaluation, parts, state, files.path, done)
                 results |= scores

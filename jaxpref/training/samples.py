@@ -6,11 +6,10 @@ import jax
 from etils import epath
 
 from jaxpref import data, generation
+from jaxpref.analysis.report import SAMPLES
 from jaxpref.training import state
 from jaxpref.training.assembly import Assembly
 from jaxpref.training.heldout import Evaluation
-
-FILE = "samples.jsonl"
 
 
 def write(evaluation: Evaluation, parts: Assembly, current: state.TrainState, folder: epath.Path, step: int) -> None:
@@ -37,7 +36,7 @@ def write(evaluation: Evaluation, parts: Assembly, current: state.TrainState, fo
         for example, answer in zip(examples, sampled, strict=True)
     ]
     if jax.process_index() == 0:
-        path = folder / FILE
+        path = folder / SAMPLES
         before = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
         kept = [
             line
