@@ -6,8 +6,8 @@ Start: the 260,032-parameter Llama of llama2.c (a storyteller: it has seen neith
 Data: our split of the official test files of hh-rlhf (never "hh-rlhf train"): 5,240 pairs to train on, and the last
 1,000 of helpful-base held out. Pairs with differing prompts, identical or empty responses are dropped and counted.
 Length rule: a prompt keeps its last 128 tokens, a response its first 128; both are counted and shown.
-Hardware: two CPU cores, about a quarter of an hour a seed; results in docs/results.md. ``configs/hh_cpu.py:seeds=1`` runs one seed,
-``configs/hh_cpu.py:quick`` is a smoke test of a few steps.
+Hardware: two CPU cores, about a quarter of an hour a seed; results in docs/results.md. ``configs/hh_cpu.py:seeds=1``
+runs one seed, ``configs/hh_cpu.py:quick`` is a smoke test of a few steps.
 
 See *Training a Helpful and Harmless Assistant with Reinforcement Learning from Human Feedback*
 (https://arxiv.org/abs/2204.05862) for the data.
