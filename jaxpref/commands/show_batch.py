@@ -31,6 +31,7 @@ def run(options: argparse.Namespace) -> None:
 
     from jaxpref import configuration
     from jaxpref.data import show
+    from jaxpref.training import assembly, mesh
 
     config = configuration.load(options.config, options.overrides)
     stages = dict(configuration.stages(config))
@@ -39,29 +40,12 @@ def run(options: argparse.Namespace) -> None:
     if stages:
         config = stages[options.stage or next(iter(stages))]
     folder = epath.Path(os.path.expandvars(options.workdir)).expanduser() if options.workdir else None
-    tokenizer, fed = load(configuration.sections(config), folder)
+    sections = configuration.sections(config)
+    _, tokenizer, _, _, fed = assembly.load_inputs(sections, mesh.make_mesh(sections.mesh), folder, say)
     if not 0 <= options.step < fed.steps:
         raise ConfigError(f"--step={options.step}: the run has the steps 0 to {fed.steps - 1}.")
     colour = options.color == "always" or (options.color == "auto" and sys.stdout.isatty())
     print(show.batch(fed.batch(options.step), tokenizer, limit=options.examples, colour=colour), end="")
-
-
-def load(sections, stages):
-    """The tokenizer and the training data of a config, without its model."""
-    import functools
-
-    from jaxpref import objectives
-    from jaxpref.training import assembly, inputs, mesh, starting
-
-    source = starting.resolve(sections.init_from, stages)
-    tokenizer = starting.load_tokenizer(sections.tokenizer.path, source)
-    template = starting.template_name(sections.tokenizer.template, tokenizer)
-    objective = objectives.build(sections.objectives)
-    read = functools.partial(assembly.load_stream, sections, tokenizer=tokenizer, template=template, report=say)
-    streams = assembly.load_streams(sections, objective, read)
-    devices = mesh.batch_devices(mesh.make_mesh(sections.mesh))
-    fed = inputs.make(streams, objective, sections.batch, sections.train, seed=sections.seed, devices=devices)
-    return tokenizer, fed
 
 
 def say(line: str) -> None:

@@ -117,20 +117,7 @@ def assemble(
         report: is given lines of text on what was read and dropped.
     """
     devices = mesh.make_mesh(sections.mesh)
-    source = starting.resolve(sections.init_from, stages)
-    tokenizer = starting.load_tokenizer(sections.tokenizer.path, source)
-    template = starting.template_name(sections.tokenizer.template, tokenizer)
-    objective = objectives.build(sections.objectives)
-    load = functools.partial(load_stream, sections, tokenizer=tokenizer, template=template, report=report)
-    streams = load_streams(sections, objective, load)
-    fed = inputs.make(
-        streams,
-        objective,
-        sections.batch,
-        sections.train,
-        seed=sections.seed,
-        devices=mesh.batch_devices(devices),
-    )
+    source, tokenizer, template, objective, fed = load_inputs(sections, devices, stages, report)
     with jax.set_mesh(devices):
         model, params = starting.load_model(sections.model, source, devices, seed=sections.seed)
         data.tokenizers.check_vocabulary(tokenizer, model.config.vocab_size)
@@ -176,6 +163,24 @@ def assemble(
         cache=cache,
         start=start,
     )
+
+
+def load_inputs(sections: Sections, devices: jax.sharding.Mesh, stages: epath.Path | None, report):
+    """What a config says without its model: ``(starting point, tokenizer, template's name, objective, inputs)``."""
+    source = starting.resolve(sections.init_from, stages)
+    tokenizer = starting.load_tokenizer(sections.tokenizer.path, source)
+    template = starting.template_name(sections.tokenizer.template, tokenizer)
+    objective = objectives.build(sections.objectives)
+    load = functools.partial(load_stream, sections, tokenizer=tokenizer, template=template, report=report)
+    fed = inputs.make(
+        load_streams(sections, objective, load),
+        objective,
+        sections.batch,
+        sections.train,
+        seed=sections.seed,
+        devices=mesh.batch_devices(devices),
+    )
+    return source, tokenizer, template, objective, fed
 
 
 def load_streams(sections: Sections, objective: objectives.Total, load) -> dict[str, data.Dataset]:

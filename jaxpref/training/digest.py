@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxpref.training import trees
+
 
 @jax.jit
 def _fold(tree):
@@ -27,13 +29,11 @@ def _fold_leaf(leaf: jax.Array) -> jax.Array:
 
 def leaf_digests(params) -> dict[str, int]:
     """One 32-bit digest for every leaf, by its path."""
-    flat, _ = jax.tree_util.tree_flatten_with_path(_fold(params))
-    return {jax.tree_util.keystr(path, simple=True, separator="/"): int(np.asarray(value)) for path, value in flat}
+    return {path: int(np.asarray(value)) for path, value in trees.leaves(_fold(params)).items()}
 
 
 def digest(params) -> str:
     """A hexadecimal digest of a whole tree: paths, shapes, dtypes and bits."""
-    flat, _ = jax.tree_util.tree_flatten_with_path(params)
-    shapes = {jax.tree_util.keystr(p, simple=True, separator="/"): f"{x.shape}{x.dtype}" for p, x in flat}
+    shapes = {path: f"{leaf.shape}{leaf.dtype}" for path, leaf in trees.leaves(params).items()}
     text = ";".join(f"{path}:{shapes[path]}:{value:08x}" for path, value in sorted(leaf_digests(params).items()))
     return hashlib.sha256(text.encode()).hexdigest()[:32]

@@ -22,6 +22,7 @@ import jax.numpy as jnp
 from jaxpref.batch import Batch, Examples, gather, gather_last
 from jaxpref.data.layouts import NOWHERE
 from jaxpref.models import replicate
+from jaxpref.training import trees
 
 Channels = dict[str, jax.Array]
 Forward = Callable[[Any, Any], Channels]  # (params, Rows [R, T]) -> {channel: [R, T, ...]}
@@ -109,7 +110,7 @@ def _single(objective, forward, params, batch, denominators, state, key, step):
         return result.loss, result
 
     gradients, result = jax.grad(loss, has_aux=True)(params)
-    return result, jax.tree.map(widen, gradients)
+    return result, jax.tree.map(trees.widen, gradients)
 
 
 def _one_pass(objective, forward, params, batch, denominators, state, key, step):
@@ -121,7 +122,7 @@ def _one_pass(objective, forward, params, batch, denominators, state, key, step)
 
     def score(micro):
         gradients, values = jax.grad(loss, has_aux=True)(params, micro)
-        return values, jax.tree.map(widen, gradients)
+        return values, jax.tree.map(trees.widen, gradients)
 
     zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(score, 0))
     (value, metrics), gradients = jax.lax.fori_loop(
@@ -142,9 +143,9 @@ def _two_pass(objective, forward, params, batch, denominators, state, key, step)
     def accumulate(micro, total):
         _, pull = jax.vjp(lambda params: forward(params, _micro(batch.rows, micro)), params)
         (gradients,) = pull({name: values[micro] for name, values in cotangents.items()})
-        return jax.tree.map(lambda a, b: a + widen(b), total, gradients)
+        return jax.tree.map(lambda a, b: a + trees.widen(b), total, gradients)
 
-    zeros = jax.tree.map(lambda p: jnp.zeros_like(widen(p)), params)
+    zeros = jax.tree.map(lambda p: jnp.zeros_like(trees.widen(p)), params)
     return result, jax.lax.fori_loop(0, batch.count, accumulate, zeros)
 
 
@@ -163,8 +164,3 @@ def _only(examples: Examples, micro, rows) -> Examples:
         last=jnp.where(here[:, None] & (examples.last != NOWHERE), examples.last - first, NOWHERE),
         where=here,
     )
-
-
-def widen(x: jax.Array) -> jax.Array:
-    """float32 at least."""
-    return x.astype(jnp.promote_types(x.dtype, jnp.float32))

@@ -194,9 +194,9 @@ def clip_by_global_norm(limit: float | None) -> optax.GradientTransformation:
     _check_number("optimizer.clip_norm", limit, above=0)
 
     def clip(updates, _):
-        norm = optax.tree.norm(jax.tree.map(_widen, updates))
+        norm = optax.tree.norm(jax.tree.map(trees.widen, updates))
         scale = jnp.minimum(1.0, limit / jnp.maximum(norm, jnp.finfo(norm.dtype).tiny))
-        return jax.tree.map(lambda update: _widen(update) * scale, updates)
+        return jax.tree.map(lambda update: trees.widen(update) * scale, updates)
 
     return optax.stateless(clip)
 
@@ -219,20 +219,20 @@ def with_moments(inner: optax.GradientTransformation, dtype: str) -> optax.Gradi
     _check_choice("optimizer.moment_dtype", dtype, ("float32", "bfloat16"))
     if dtype == "float32":
         return optax.GradientTransformation(
-            lambda params: inner.init(jax.tree.map(_widen, params)),
+            lambda params: inner.init(jax.tree.map(trees.widen, params)),
             lambda updates, state, params: inner.update(
-                jax.tree.map(_widen, updates), state, jax.tree.map(_widen, params)
+                jax.tree.map(trees.widen, updates), state, jax.tree.map(trees.widen, params)
             ),
         )
 
     def init(params):
-        state = inner.init(jax.tree.map(_widen, params))
+        state = inner.init(jax.tree.map(trees.widen, params))
         zero = jnp.zeros((), jnp.int32)
         return MomentState(zero, _store(state, trees.leaves(params), zero))
 
     def update(updates, state, params):
         wide = jax.tree.map(lambda x: x.astype(jnp.float32) if x.dtype == jnp.bfloat16 else x, state.moments)
-        updates, moments = inner.update(jax.tree.map(_widen, updates), wide, jax.tree.map(_widen, params))
+        updates, moments = inner.update(jax.tree.map(trees.widen, updates), wide, jax.tree.map(trees.widen, params))
         count = optax.safe_increment(state.count)
         return updates, MomentState(count, _store(moments, trees.leaves(params), count))
 
@@ -257,10 +257,6 @@ def round_stochastically(values: jax.Array, key: jax.Array) -> jax.Array:
     noise = jax.random.bits(key, values.shape, jnp.uint16).astype(jnp.uint32)
     rounded = jax.lax.bitcast_convert_type((bits + noise) & jnp.uint32(0xFFFF0000), jnp.float32)
     return jnp.where(jnp.isfinite(values), rounded, values).astype(jnp.bfloat16)
-
-
-def _widen(leaf: jax.Array) -> jax.Array:
-    return leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32))
 
 
 # ------------------------------------------------------------------------------------------------ directions

@@ -9,7 +9,7 @@ import optax
 
 from jaxpref import models
 from jaxpref.batch import Batch, Layout
-from jaxpref.training import engine
+from jaxpref.training import engine, trees
 
 
 class TrainState(NamedTuple):
@@ -51,7 +51,7 @@ def create(params, mask, optimizer: optax.GradientTransformation, objective_stat
         params=params,
         optimizer=optimizer.init(trainable),
         objective=objective_state,
-        average=jax.tree.map(engine.widen, trainable) if average else (),
+        average=jax.tree.map(trees.widen, trainable) if average else (),
     )
 
 
@@ -137,7 +137,7 @@ def _norms(gradients, updates):
 
 def _norm(tree):
     """Global norm in float32, which bf16 sums would not be."""
-    return jnp.sqrt(sum(jnp.sum(jnp.square(engine.widen(leaf))) for leaf in jax.tree.leaves(tree)))
+    return jnp.sqrt(sum(jnp.sum(jnp.square(trees.widen(leaf))) for leaf in jax.tree.leaves(tree)))
 
 
 def _token_counts(batch: Batch):

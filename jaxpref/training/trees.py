@@ -4,6 +4,7 @@ from collections.abc import Callable, Collection
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 
 def name(path) -> str:
@@ -29,3 +30,8 @@ def parameter_of(path: str, parameters: Collection[str]) -> str | None:
     parts = path.split("/")
     suffixes = ("/".join(parts[start:]) for start in range(len(parts)))
     return next((suffix for suffix in suffixes if suffix in parameters), None)
+
+
+def widen(leaf: jax.Array) -> jax.Array:
+    """The array in float32 at least."""
+    return leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32))
