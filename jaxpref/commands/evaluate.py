@@ -5,7 +5,6 @@ The best checkpoint is scored if the run measured which one is, else the newest;
 
 import argparse
 import json
-import os
 import sys
 
 from jaxpref.errors import CheckpointError, ConfigError
@@ -29,13 +28,13 @@ def run(options: argparse.Namespace) -> None:
     from etils import epath
 
     from jaxpref import configuration
-    from jaxpref.training import assembly, checkpoints, heldout, mesh, precompute
+    from jaxpref.training import assembly, checkpoints, heldout, mesh, precompute, starting
 
     sections = configuration.sections(config)
     if not sections.evals:
         raise ConfigError(f"{options.workdir} has no evaluations; give one, --config.evals.heldout.data=<data stream>.")
     mesh.initialise_distributed(sections.mesh.distributed)
-    folder = epath.Path(os.path.expandvars(options.workdir)).expanduser()
+    folder = starting.expand(options.workdir)
     parts = assembly.assemble(sections, options.workdir, stages=folder.parent, report=say)
     evaluations = heldout.prepare_all(parts, report=say)
     with jax.set_mesh(parts.mesh):
@@ -56,11 +55,11 @@ def run(options: argparse.Namespace) -> None:
 
 def run_config(workdir: str, overrides: dict[str, str]):
     """The config of a run, with other fields for what is scored."""
-    from etils import epath
 
     from jaxpref import configuration
+    from jaxpref.training import starting
 
-    folder = epath.Path(os.path.expandvars(workdir)).expanduser()
+    folder = starting.expand(workdir)
     file = folder / "config.json"
     if not file.exists():
         stages = sorted(path.parent.name for path in folder.glob("*/config.json")) if folder.exists() else []

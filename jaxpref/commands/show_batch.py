@@ -5,7 +5,6 @@ In colour, trained tokens are green and untrained ones of a response yellow; in 
 """
 
 import argparse
-import os
 import sys
 
 from jaxpref.errors import ConfigError, hint
@@ -27,11 +26,10 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Shows a batch."""
-    from etils import epath
 
     from jaxpref import configuration
     from jaxpref.data import show
-    from jaxpref.training import assembly, mesh
+    from jaxpref.training import assembly, mesh, starting
 
     config = configuration.load(options.config, options.overrides)
     stages = dict(configuration.stages(config))
@@ -39,7 +37,7 @@ def run(options: argparse.Namespace) -> None:
         raise ConfigError(f"--stage={options.stage}: no such stage; {hint(options.stage, stages)}")
     if stages:
         config = stages[options.stage or next(iter(stages))]
-    folder = epath.Path(os.path.expandvars(options.workdir)).expanduser() if options.workdir else None
+    folder = starting.expand(options.workdir) if options.workdir else None
     sections = configuration.sections(config)
     _, tokenizer, _, _, fed = assembly.load_inputs(sections, mesh.make_mesh(sections.mesh), folder, say)
     if not 0 <= options.step < fed.steps:

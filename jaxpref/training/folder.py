@@ -5,7 +5,6 @@ import os
 import sys
 
 import jax
-from etils import epath
 
 from jaxpref import configuration
 from jaxpref.analysis.report import SAMPLES
@@ -13,7 +12,7 @@ from jaxpref.data import show
 from jaxpref.errors import CheckpointError, ConfigError
 from jaxpref.training import stored
 from jaxpref.training.checkpoints import FOLDER
-from jaxpref.training.starting import MODEL_FILE, TOKENIZER_FOLDER
+from jaxpref.training.starting import MODEL_FILE, TOKENIZER_FOLDER, expand
 
 
 class RunFolder:
@@ -27,7 +26,7 @@ class RunFolder:
     """
 
     def __init__(self, workdir: str, config, *, keep: bool = True):
-        self.path = epath.Path(os.path.expandvars(workdir)).expanduser()
+        self.path = expand(workdir)
         if not keep:
             return
         self._create()

@@ -60,7 +60,7 @@ def run(config, workdir: str, *, dry_run: bool = False, stages: epath.Path | Non
     files = folder.RunFolder(workdir, config, keep=not dry_run)
 
     # ------------------------------------------------------------------------- tokenizer, data, model, objective, mesh
-    parts = assembly.assemble(sections, workdir, stages=stages, keep=not dry_run, report=say)
+    parts = assembly.assemble(sections, str(files.path), stages=stages, keep=not dry_run, report=say)
     evaluations = heldout.prepare_all(parts, report=say)
     _check_watched(sections, evaluations)
     say(assembly.summary(parts))

@@ -1,6 +1,5 @@
 """Pipelines: the stages of a config one after another, each in its own run folder, each resumable."""
 
-import os
 from typing import Any
 
 import jax
@@ -8,7 +7,7 @@ from etils import epath
 
 from jaxpref import configuration
 from jaxpref.analysis import report
-from jaxpref.training import comparison, loop, mesh
+from jaxpref.training import comparison, loop, mesh, starting
 
 
 def run(config, workdir: str, *, dry_run: bool = False) -> dict[str, Any]:
@@ -19,7 +18,7 @@ def run(config, workdir: str, *, dry_run: bool = False) -> dict[str, Any]:
     Returns:
         The last metrics of each stage (of the run itself without stages).
     """
-    folder = epath.Path(os.path.expandvars(workdir)).expanduser()
+    folder = starting.expand(workdir)
     stages = dict(configuration.stages(config))
     mesh.initialise_distributed(next(iter(stages.values()), config).mesh.distributed)
     say = print if jax.process_index() == 0 else lambda *_: None

@@ -42,7 +42,7 @@ def resolve(name: str, stages: epath.Path | None = None) -> Source:
             raise ConfigError(f"{name!r} names a stage, but this config is no part of a pipeline; give a run's folder.")
         path = stages / name.removeprefix("stage:")
     else:
-        path = epath.Path(os.path.expandvars(name)).expanduser()
+        path = expand(name)
     if (path / MODEL_FILE).exists():
         return Source("run", str(path))
     if (path / "config.json").exists():
@@ -50,6 +50,11 @@ def resolve(name: str, stages: epath.Path | None = None) -> Source:
     raise ConfigError(
         f"{name!r} ({path}) is neither a run (it has no {MODEL_FILE}) nor a Hugging Face directory (no config.json)."
     )
+
+
+def expand(path: str) -> epath.Path:
+    """A folder as a user writes it, with ``~`` and environment variables."""
+    return epath.Path(os.path.expandvars(path)).expanduser()
 
 
 def load_tokenizer(spec: str, source: Source) -> data.tokenizers.Tokenizer:
