@@ -11,7 +11,7 @@ from etils import epath
 from jaxpref import data, models, objectives
 from jaxpref.configuration import Sections
 from jaxpref.errors import ConfigError, DataError
-from jaxpref.training import inputs, mesh, optimizers, selfcheck, starting, state, trees
+from jaxpref.training import blueprint, inputs, mesh, selfcheck, starting, state, trees
 from jaxpref.training.digest import digest, leaf_digests
 from jaxpref.training.reference import CHANNEL, ReferenceCache
 
@@ -20,34 +20,28 @@ class Assembly(NamedTuple):
     """The parts of a run, ready to be stepped.
 
     Attributes:
+        mesh, model, objective, optimizer, learning_rate, trainable, shapes: as in :mod:`jaxpref.training.blueprint`.
         sections: the checked config.
-        mesh: device mesh with axes data, fsdp, tensor, sequence.
         tokenizer: text to tokens.
         template: name of the chat template.
-        model: how the parameters are computed.
         inputs: the training data.
-        objective: the weighted sum of the config's terms.
-        learning_rate: schedule of the optimizer.
-        trainable: tree of bools over the parameters.
-        shapes: the train state's shapes, dtypes and shardings.
         state: the train state at step 0.
         reference: the reference's parameters, or None.
         cache: cached reference log-probs, or None.
-        optimizer: optax transformation of the trainable leaves.
         start: digest of the parameters that ``init_from`` gave; empty from scratch.
     """
 
-    sections: Sections
     mesh: jax.sharding.Mesh
-    tokenizer: data.tokenizers.Tokenizer
-    template: str
     model: models.Transformer
-    inputs: inputs.Inputs
     objective: objectives.Total
     optimizer: Any
     learning_rate: Any
     trainable: Any
     shapes: state.TrainState
+    sections: Sections
+    tokenizer: data.tokenizers.Tokenizer
+    template: str
+    inputs: inputs.Inputs
     state: state.TrainState
     reference: Any
     cache: ReferenceCache | None
@@ -77,18 +71,7 @@ class Assembly(NamedTuple):
 
     def compile_step(self):
         """The jitted train step ``(state, reference, key, batch) -> (state, metrics)``; the state is donated."""
-        step = state.make_step(
-            self.model,
-            self.objective,
-            self.optimizer,
-            self.trainable,
-            self.inputs.shape.layout,
-            cached=self.cached,
-            decay=self.sections.ema.decay,
-        )
-        shardings = jax.tree.map(lambda leaf: leaf.sharding, self.shapes)
-        whole = jax.sharding.NamedSharding(self.mesh, jax.sharding.PartitionSpec())
-        return jax.jit(step, donate_argnums=0, out_shardings=(shardings, whole))
+        return blueprint.compile_step(self, self.inputs.shape.layout, cached=self.cached, decay=self.sections.ema.decay)
 
     def starts_at_reference(self) -> bool:
         """Whether policy and reference have equal parameters."""
@@ -123,19 +106,8 @@ def assemble(
         data.tokenizers.check_vocabulary(tokenizer, model.config.vocab_size)
         check_lengths(fed, model)
         heads, objective_state = objective.init(jax.random.fold_in(jax.random.key(sections.seed), 1), model)
-        params = {"model": params, "heads": heads}
-        trainable = optimizers.trainable_mask(params, sections.groups)
-        optimizer, learning_rate = optimizers.make(sections.optimizer, sections.groups, params, steps=fed.steps)
-
-        def create(params, objective_state):
-            return state.create(params, trainable, optimizer, objective_state, average=sections.ema.decay > 0)
-
-        shapes = jax.eval_shape(create, params, objective_state)
-        shardings = mesh.state_shardings(shapes, model, devices)
-        shapes = jax.tree.map(
-            lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where), shapes, shardings
-        )
-        fresh = jax.jit(create, out_shardings=shardings)(params, objective_state)
+        drawn = blueprint.draw(sections, devices, model, objective, steps=fed.steps)
+        fresh = blueprint.create(drawn, {"model": params, "heads": heads}, objective_state)
         reference = load_reference(sections, objective, model, fresh.params["model"], devices, stages)
         cache = None
         if sections.reference.kind == "cached":
@@ -147,17 +119,11 @@ def assemble(
             )
         start = digest(fresh.params["model"]) if source.kind != "scratch" else ""
     return Assembly(
+        **drawn._asdict(),
         sections=sections,
-        mesh=devices,
         tokenizer=tokenizer,
         template=template,
-        model=model,
         inputs=fed,
-        objective=objective,
-        optimizer=optimizer,
-        learning_rate=learning_rate,
-        trainable=trainable,
-        shapes=shapes,
         state=fresh,
         reference=reference,
         cache=cache,

@@ -85,10 +85,7 @@ def load_model(section, source: Source, devices: jax.sharding.Mesh, *, seed: int
         devices: the mesh.
         seed: of parameters from scratch.
     """
-    wide = "float64" in (section.dtype, section.param_dtype)
-    if wide and not jax.config.jax_enable_x64:
-        raise ConfigError("config.model asks for float64, which jax leaves out by default; set JAX_ENABLE_X64=1.")
-    computed = {name: getattr(section, name) for name in ("dtype", "param_dtype", "remat", "attention", "chunk")}
+    computed = computed_as(section)
     if source.kind == "hf":
         _no_overrides(section, source)
         model, params = models.load_hf(source.path, dtype=section.param_dtype, mesh=devices)
@@ -98,17 +95,30 @@ def load_model(section, source: Source, devices: jax.sharding.Mesh, *, seed: int
         described = json.loads((epath.Path(source.path) / MODEL_FILE).read_text())
         model = models.Transformer(models.ModelConfig.from_dict(described), **computed)
         return model, checkpoints.load_model_params(source.path, parameter_shapes(model, devices))
+    model = architecture(section)
+    shapes = parameter_shapes(model, devices)
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, shapes)
+    make = jax.jit(lambda key: models.init(model, key), out_shardings=shardings)
+    return model, make(jax.random.fold_in(jax.random.key(seed), 0))
+
+
+def architecture(section) -> models.Transformer:
+    """The transformer that ``model.name`` and ``model.overrides`` describe, without parameters."""
     if section.name not in models.BUILTIN:
         raise ConfigError(f"config.model.name is {section.name!r}; expected one of {', '.join(models.BUILTIN)}.")
     fields = models.BUILTIN[section.name].to_dict()
     for name in section.overrides:
         if name not in fields:
             raise ConfigError(f"config has no field 'model.overrides.{name}'; {hint(name, fields)}")
-    model = models.Transformer(models.ModelConfig.from_dict(fields | dict(section.overrides)), **computed)
-    shapes = parameter_shapes(model, devices)
-    shardings = jax.tree.map(lambda leaf: leaf.sharding, shapes)
-    make = jax.jit(lambda key: models.init(model, key), out_shardings=shardings)
-    return model, make(jax.random.fold_in(jax.random.key(seed), 0))
+    return models.Transformer(models.ModelConfig.from_dict(fields | dict(section.overrides)), **computed_as(section))
+
+
+def computed_as(section) -> dict[str, Any]:
+    """How a config's ``model`` section wants any architecture computed."""
+    wide = "float64" in (section.dtype, section.param_dtype)
+    if wide and not jax.config.jax_enable_x64:
+        raise ConfigError("config.model asks for float64, which jax leaves out by default; set JAX_ENABLE_X64=1.")
+    return {name: getattr(section, name) for name in ("dtype", "param_dtype", "remat", "attention", "chunk")}
 
 
 def parameter_shapes(model: models.Transformer, devices: jax.sharding.Mesh):
