@@ -178,7 +178,7 @@ def test_a_hyperparameter_may_become_a_schedule(file):
         ("profile", "(4, 2)", "expected (first step, last step)"),
         ("mesh", "8", "this is a section; set one of its fields: data, distributed"),
         ("mesh.data", "-1", "-1 on several axes"),
-        ("init_from", "runs/x", "give init_from to start from a checkpoint, or model.name"),
+        ("model.name", "", "give init_from to start from a checkpoint, or model.name"),
         ("data.on_bad_row", "ignore", "expected 'error' or 'skip'"),
     ],
 )

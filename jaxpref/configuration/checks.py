@@ -119,10 +119,9 @@ def _reference_path(stage: Mapping[str, Any]) -> str:
 
 
 def _check_run(built: Sections) -> None:
-    if bool(built.init_from) == bool(built.model.name):
-        both = f"init_from={built.init_from!r} and model.name={built.model.name!r}" if built.init_from else "neither"
+    if not (built.init_from or built.model.name):
         raise ConfigError(
-            f"config names {both}: give init_from to start from a checkpoint, or model.name to start from scratch."
+            "config names no model: give init_from to start from a checkpoint, or model.name to start from scratch."
         )
     if not built.objectives:
         raise ConfigError("config.objectives is empty; add a term, for example objectives.config('dpo').")

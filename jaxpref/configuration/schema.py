@@ -28,7 +28,7 @@ def free(default: Mapping[str, Any] | None = None) -> Any:
 class Model:
     """The transformer: what is computed, and how."""
 
-    name: str = ""  # built-in architecture to start from scratch ('nano', 'micro', 'mini', ...); empty with init_from
+    name: str = ""  # built-in architecture ('nano', 'llama3-8b', ...) to start from scratch, or to expect of init_from
     overrides: Mapping[str, Any] = free()  # fields of ModelConfig that replace the architecture's own
     dtype: Literal["float32", "bfloat16", "float64"] = "float32"  # of activations and matrix products
     param_dtype: Literal["float32", "bfloat16", "float64"] = "float32"  # of stored parameters

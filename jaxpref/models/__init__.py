@@ -5,12 +5,12 @@
 >>> logps, mask = token_logps(model, params, tokens, response_mask)
 """
 
-from jaxpref.models import vocabulary
+from jaxpref.models import adapters, vocabulary
 from jaxpref.models.builtin import BUILTIN
 from jaxpref.models.cache import Cache, extend, init_cache
 from jaxpref.models.channels import channels, head_kernel, head_logits, logits, token_logps
 from jaxpref.models.config import ModelConfig, Rope, Transformer
-from jaxpref.models.huggingface import load_hf, load_hf_head, resolve_hf, save_hf
+from jaxpref.models.huggingface import describe_hf, load_hf, load_hf_head, resolve_hf, save_hf
 from jaxpref.models.parameters import count, init, invariant_leaves
 from jaxpref.models.sharding import BATCH, constrain, replicate, shard_specs, sharding_rules
 from jaxpref.models.transformer import hidden
@@ -22,9 +22,11 @@ __all__ = [
     "ModelConfig",
     "Rope",
     "Transformer",
+    "adapters",
     "channels",
     "constrain",
     "count",
+    "describe_hf",
     "extend",
     "head_kernel",
     "head_logits",

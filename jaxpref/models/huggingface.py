@@ -24,7 +24,7 @@ from jaxpref.models import huggingface_config as configs
 from jaxpref.models import huggingface_files as files
 from jaxpref.models import huggingface_names as names
 from jaxpref.models import parameters
-from jaxpref.models.config import Transformer
+from jaxpref.models.config import ModelConfig, Transformer
 from jaxpref.models.sharding import leaf_path, shard_specs, sharding_rules
 
 HUB = "hf://"
@@ -65,12 +65,7 @@ def load_hf(path: str | os.PathLike, *, dtype=jnp.float32, mesh=None) -> tuple[T
         ModelError: an unsupported architecture or feature; a tensor that is missing, unknown, of another shape or
             quantised; a truncated file; a directory with pickle files only.
     """
-    directory = files.directory(resolve_hf(path))
-    fields = files.read_json(directory / "config.json")
-    family, fields = configs.family_fields(fields, directory)
-    stored = _canonical(files.open_tensors(directory), family, directory)
-    headless = names.SCORE in stored and names.TABLES[family]["head/kernel"].name not in stored
-    config = configs.from_fields(family, fields, directory, headless=headless)
+    config, family, stored, directory = _described(path)
     model = Transformer(config=config, dtype=dtype, param_dtype=dtype)
     shapes = _shapes(model)
     table, sizes = _table(family, shapes, config), configs.sizes(config)
@@ -87,6 +82,11 @@ def load_hf(path: str | os.PathLike, *, dtype=jnp.float32, mesh=None) -> tuple[T
         return model, jax.tree_util.tree_map_with_path(read, shapes)
     specs = shard_specs(sharding_rules(model), shapes, mesh)
     return model, jax.tree_util.tree_map_with_path(read, shapes, specs)
+
+
+def describe_hf(path: str | os.PathLike) -> ModelConfig:
+    """The architecture of a Hugging Face directory, from ``config.json`` and the names of its tensors alone."""
+    return _described(path)[0]
 
 
 def load_hf_head(path: str | os.PathLike, *, dtype=jnp.float32) -> dict[str, jax.Array]:
@@ -121,6 +121,15 @@ def resolve_hf(path: str | os.PathLike) -> epath.Path:
         reason = str(error).split("\n")[0]
         raise ModelError(f"{path} cannot be downloaded ({reason}); go online or give a local directory.") from error
     return epath.Path(found)
+
+
+def _described(path):
+    """``(architecture, family, stored tensors by name, directory)``."""
+    directory = files.directory(resolve_hf(path))
+    family, fields = configs.family_fields(files.read_json(directory / "config.json"), directory)
+    stored = _canonical(files.open_tensors(directory), family, directory)
+    headless = names.SCORE in stored and names.TABLES[family]["head/kernel"].name not in stored
+    return configs.from_fields(family, fields, directory, headless=headless), family, stored, directory
 
 
 def _read(stored, place: names.Tensor, sizes, shape, index: tuple[slice, ...]) -> np.ndarray:

@@ -1,6 +1,5 @@
 """From a config to everything a run needs: tokenizer, model, data, objective, reference, optimizer, on the mesh."""
 
-import dataclasses
 import functools
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -212,8 +211,8 @@ def load_reference(sections: Sections, objective, model, policy, devices, stages
             )
     if not path:
         return jax.tree.map(lambda leaf: leaf.copy(), policy)  # the policy's own buffers are donated
-    section = dataclasses.replace(sections.model, overrides={})  # those of the policy
-    other, params = starting.load_model(section, starting.resolve(path, stages), devices, seed=sections.seed)
+    section, source = starting.unnamed(sections.model), starting.resolve(path, stages)
+    other, params = starting.load_model(section, source, devices, seed=sections.seed)
     starting.check_same_architecture(model, other, f"config.reference.path={path!r}")
     return params
 

@@ -1,6 +1,5 @@
 """The tables at the end of a pipeline: policies and reward models of several stages, side by side, with intervals."""
 
-import dataclasses
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -177,7 +176,7 @@ def open_policy(pipeline: Pipeline, name: str) -> Policy:
     start = starting.resolve(sections.init_from, pipeline.folder)
     source = start if name.startswith(START) else starting.resolve(f"stage:{stage}", pipeline.folder)
     devices = mesh.make_mesh(sections.mesh)
-    model_section = sections.model if source.kind == "scratch" else dataclasses.replace(sections.model, overrides={})
+    model_section = sections.model if source.kind == "scratch" else starting.unnamed(sections.model)
     model, params = starting.load_model(model_section, source, devices, seed=sections.seed)
     tokenizer = starting.load_tokenizer(sections.tokenizer.path, start)
     template = data.templates.load(starting.template_name(sections.tokenizer.template, tokenizer), tokenizer)

@@ -85,25 +85,44 @@ def load_model(section, source: Source, devices: jax.sharding.Mesh, *, seed: int
         devices: the mesh.
         seed: of parameters from scratch.
     """
-    computed = computed_as(section)
+    if source.kind == "scratch":
+        model = named_architecture(section)
+        shardings = jax.tree.map(lambda leaf: leaf.sharding, parameter_shapes(model, devices))
+        make = jax.jit(lambda key: models.init(model, key), out_shardings=shardings)
+        return model, make(jax.random.fold_in(jax.random.key(seed), 0))
+    model = architecture(section, source)
     if source.kind == "hf":
-        _no_overrides(section, source)
-        model, params = models.load_hf(source.path, dtype=section.param_dtype, mesh=devices)
-        return dataclasses.replace(model, **computed), params
-    if source.kind == "run":
-        _no_overrides(section, source)
-        described = json.loads((epath.Path(source.path) / MODEL_FILE).read_text())
-        model = models.Transformer(models.ModelConfig.from_dict(described), **computed)
-        return model, checkpoints.load_model_params(source.path, parameter_shapes(model, devices))
-    model = architecture(section)
-    shapes = parameter_shapes(model, devices)
-    shardings = jax.tree.map(lambda leaf: leaf.sharding, shapes)
-    make = jax.jit(lambda key: models.init(model, key), out_shardings=shardings)
-    return model, make(jax.random.fold_in(jax.random.key(seed), 0))
+        return model, models.load_hf(source.path, dtype=section.param_dtype, mesh=devices)[1]
+    return model, checkpoints.load_model_params(source.path, parameter_shapes(model, devices))
 
 
-def architecture(section) -> models.Transformer:
-    """The transformer that ``model.name`` and ``model.overrides`` describe, without parameters."""
+def architecture(section, source: Source) -> models.Transformer:
+    """The transformer of a config's ``model`` section, without its parameters.
+
+    Raises:
+        ConfigError: an unknown name or override, or one that would change what the weights fix.
+        ModelError: the weights are of another architecture than ``model.name``.
+    """
+    if source.kind == "scratch":
+        return named_architecture(section)
+    if section.overrides:
+        raise ConfigError(
+            f"config.model.overrides changes the architecture of {source.path}, whose weights fix it; remove it."
+        )
+    if source.kind == "hf":
+        config = models.describe_hf(source.path)
+    else:
+        config = models.ModelConfig.from_dict(json.loads((epath.Path(source.path) / MODEL_FILE).read_text()))
+    model = models.Transformer(config, **computed_as(section))
+    if section.name:
+        difference = first_difference(model, named_architecture(section))
+        if difference:
+            raise ModelError(f"config.model.name is {section.name!r}, but of {source.path} the {difference}.")
+    return model
+
+
+def named_architecture(section) -> models.Transformer:
+    """The built-in architecture ``model.name`` with ``model.overrides``."""
     if section.name not in models.BUILTIN:
         raise ConfigError(f"config.model.name is {section.name!r}; expected one of {', '.join(models.BUILTIN)}.")
     fields = models.BUILTIN[section.name].to_dict()
@@ -111,6 +130,11 @@ def architecture(section) -> models.Transformer:
         if name not in fields:
             raise ConfigError(f"config has no field 'model.overrides.{name}'; {hint(name, fields)}")
     return models.Transformer(models.ModelConfig.from_dict(fields | dict(section.overrides)), **computed_as(section))
+
+
+def unnamed(section):
+    """The ``model`` section for weights that say themselves what they are."""
+    return dataclasses.replace(section, name="", overrides={})
 
 
 def computed_as(section) -> dict[str, Any]:
@@ -134,20 +158,18 @@ def parameter_shapes(model: models.Transformer, devices: jax.sharding.Mesh):
     )
 
 
-def _no_overrides(section, source: Source) -> None:
-    if section.overrides:
-        raise ConfigError(
-            f"config.model.overrides changes the architecture of {source.path}, whose weights fix it; remove it."
-        )
-
-
 def check_same_architecture(policy: models.Transformer, reference: models.Transformer, where: str) -> None:
     """Raises ModelError when the reference is another architecture than the policy."""
-    fields = policy.config.to_dict(), reference.config.to_dict()
-    differing = [name for name in fields[0] if name != "family" and fields[0][name] != fields[1][name]]
-    if differing:
-        name = differing[0]
+    difference = first_difference(reference, policy)
+    if difference:
         raise ModelError(
-            f"{where} is another architecture than the policy: {name} is {fields[1][name]}, not {fields[0][name]}; "
+            f"{where} is another architecture than the policy: the {difference}; "
             "channels of both come from one forward, so use a reference of the same architecture."
         )
+
+
+def first_difference(one: models.Transformer, other: models.Transformer) -> str:
+    """The first field in which two architectures differ, as text: ``width is 64, not 128``; empty if there is none."""
+    fields, others = one.config.to_dict(), other.config.to_dict()
+    differing = [name for name in fields if name not in ("family", "source") and fields[name] != others[name]]
+    return f"{differing[0]} is {fields[differing[0]]}, not {others[differing[0]]}" if differing else ""
