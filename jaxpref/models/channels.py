@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from jaxpref.batch import Layout, Rows
 from jaxpref.errors import ModelError
-from jaxpref.models import vocabulary
+from jaxpref.models import adapters, vocabulary
 from jaxpref.models.config import Transformer
 from jaxpref.models.sharding import BATCH, constrain
 from jaxpref.models.transformer import hidden, wide_dtype
@@ -22,13 +22,14 @@ def channels(
 
     Args:
         model: the transformer.
-        params: ``{"model": tree, "heads": {term: {"kernel": [D, d]}}}``; heads are read by scores only.
+        params: ``{"model": tree, "heads": {term: {"kernel": [D, d]}}, "adapter": Adapter}``; heads are read by scores
+            only, and the adapter is left out where there is none.
         rows: arrays ``[R, T]``.
         layout: static regions of a row.
         needs: names of channels: 'logps', 'entropy', 'sum_p2' (of the distribution that predicts ``targets``),
             'ref_logps', 'kl' (with a reference; KL(reference || policy)), 'hidden', 'score/<term>'.
-        reference: parameter tree of a second model of the same architecture, like ``params["model"]``; no gradient
-            flows into it.
+        reference: parameter tree of a second model of the same architecture, like ``params["model"]``, or
+            ``adapters.OFF`` for the policy without its adapter; no gradient flows into it.
 
     Returns:
         ``{name: [R, T]}`` float32 (float64 where the compute dtype is), except 'hidden' ``[R, T, D]`` in the compute
@@ -39,18 +40,20 @@ def channels(
     """
     over_vocabulary = needs & vocabulary.FUNCTIONS.keys()
     _check(needs, params, reference)
-    states = hidden(model, params["model"], rows, layout)
+    policy = adapters.policy(params)
+    states = hidden(model, policy, rows, layout)
     values = {name: states for name in needs & {"hidden"}}
     for name in sorted(needs - over_vocabulary - {"hidden"}):
         values[name] = _score(states, params["heads"][name.removeprefix(_SCORE)]["kernel"])
     if over_vocabulary:
         other = None
         if over_vocabulary & vocabulary.OF_REFERENCE:
-            frozen = jax.lax.stop_gradient(reference)
+            frozen = adapters.detach(policy) if isinstance(reference, adapters.Off) else reference
+            frozen = jax.lax.stop_gradient(frozen)
             other = (_flat(hidden(model, frozen, rows, layout)), head_kernel(model, frozen))
         scanned = vocabulary.scan(
             _flat(states),
-            head_kernel(model, params["model"]),
+            head_kernel(model, policy),
             rows.targets.reshape(-1),
             {name: vocabulary.FUNCTIONS[name] for name in sorted(over_vocabulary)},
             chunk=model.chunk,

@@ -16,6 +16,7 @@ from jaxpref.errors import ModelError
 
 BATCH = ("data", "fsdp")
 BIG = 2**20  # bytes from which a leaf must have a rule
+_FACTOR = r"(attention|mlp)/[^/]+/[ab]$"
 
 # Of a stacked leaf; the first axis counts layers.
 _LAYER_RULES = (
@@ -27,6 +28,15 @@ _LAYER_RULES = (
     (r"mlp/down/kernel$", PartitionSpec(None, "tensor", "fsdp")),
     (r"(attention/out|mlp/down)/bias$", PartitionSpec()),
     (r"norm/(scale|bias)$", PartitionSpec()),
+    # Low-rank factors: the long side lies as the kernel's does, divided further where that side is not.
+    (r"attention/(query|key|value)/a$", PartitionSpec(None, "fsdp", None)),
+    (r"attention/(query|key|value)/b$", PartitionSpec(None, None, "tensor", "fsdp")),
+    (r"attention/out/a$", PartitionSpec(None, "tensor", "fsdp", None)),
+    (r"attention/out/b$", PartitionSpec(None, None, "fsdp")),
+    (r"mlp/(gate|up)/a$", PartitionSpec(None, "fsdp", None)),
+    (r"mlp/(gate|up)/b$", PartitionSpec(None, None, ("tensor", "fsdp"))),
+    (r"mlp/down/a$", PartitionSpec(None, ("tensor", "fsdp"), None)),
+    (r"mlp/down/b$", PartitionSpec(None, None, "fsdp")),
 )
 _RULES = (
     (r"embed/tokens$", PartitionSpec("tensor", "fsdp")),
@@ -56,7 +66,8 @@ def shard_specs(rules, tree: Any, mesh: Any) -> Any:
         mesh: ``jax.sharding.Mesh``; axes that it lacks are ignored.
 
     Returns:
-        A tree of ``PartitionSpec`` like ``tree``; small leaves without a rule are replicated.
+        A tree of ``PartitionSpec`` like ``tree``; small leaves without a rule are replicated, and so is an axis of a
+        low-rank factor that its mesh axes do not divide (a head's width, over more devices than it has entries).
 
     Raises:
         ModelError: a leaf of 1 MiB or more has no rule, or a mesh axis does not divide the axis of a leaf.
@@ -83,6 +94,8 @@ def _place(name, leaf, rules, sizes) -> PartitionSpec:
                 f"rank; add a rule for it."
             )
         return PartitionSpec()
+    if re.search(_FACTOR, name):
+        return PartitionSpec(*(_dividing(*pair, sizes) for pair in zip(leaf.shape, spec, strict=False)))
     spec = PartitionSpec(*(axis if axis in sizes else None for axis in spec))
     for dimension, axis in enumerate(spec):
         if axis is not None and leaf.shape[dimension] % sizes[axis]:
@@ -91,6 +104,14 @@ def _place(name, leaf, rules, sizes) -> PartitionSpec:
                 f"shape {tuple(leaf.shape)}; choose a mesh.{axis} that divides {leaf.shape[dimension]}."
             )
     return spec
+
+
+def _dividing(length: int, axis: Any, sizes: dict[str, int]) -> Any:
+    """The mesh axes of an array's axis that the mesh has; None when together they do not divide it."""
+    names = tuple(name for name in (axis if isinstance(axis, tuple) else (axis,)) if name in sizes)
+    if not names or length % math.prod(sizes[name] for name in names):
+        return None
+    return names if len(names) > 1 else names[0]
 
 
 def constrain(x: jax.Array, *axes: Any) -> jax.Array:
@@ -102,10 +123,7 @@ def constrain(x: jax.Array, *axes: Any) -> jax.Array:
     sizes = _auto_axes()
     if not sizes:
         return x
-    chosen = []
-    for length, axis in zip(x.shape, axes, strict=True):
-        names = tuple(n for n in (axis if isinstance(axis, tuple) else (axis,)) if n in sizes)
-        chosen.append(names if names and length % math.prod(sizes[n] for n in names) == 0 else None)
+    chosen = (_dividing(length, axis, sizes) for length, axis in zip(x.shape, axes, strict=True))
     return jax.lax.with_sharding_constraint(x, PartitionSpec(*chosen))
 
 
@@ -128,7 +146,7 @@ def gathered(layer: Any, dtype: Any) -> Any:
             return leaf
         spec = next((spec for pattern, spec in _LAYER_RULES if re.search(pattern, name)), PartitionSpec())
         stored = [*spec[1:], *(None,) * leaf.ndim][: leaf.ndim]
-        used = [None if axis == "fsdp" else axis for axis in stored]
+        used = [tuple(n for n in (axis if isinstance(axis, tuple) else (axis,)) if n != "fsdp") for axis in stored]
         return constrain(constrain(leaf, *stored).astype(dtype), *used)
 
     return jax.tree_util.tree_map_with_path(gather, layer)

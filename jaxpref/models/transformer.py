@@ -9,7 +9,7 @@ import numpy as np
 
 from jaxpref.batch import Layout, Rows
 from jaxpref.errors import ModelError
-from jaxpref.models import attention, rope
+from jaxpref.models import adapters, attention, rope
 from jaxpref.models.config import ModelConfig, Transformer
 from jaxpref.models.sharding import BATCH, constrain, gathered
 
@@ -191,4 +191,6 @@ def _look_up(table: jax.Array, index: jax.Array, rows: str | None) -> jax.Array:
 
 def _linear(subscripts: str, x: jax.Array, weights: Any) -> jax.Array:
     y = jnp.einsum(subscripts, x, weights["kernel"])
+    if "a" in weights:
+        y = y + adapters.low_rank(subscripts, x, weights["a"], weights["b"])
     return y + weights["bias"] if "bias" in weights else y
