@@ -56,18 +56,17 @@ def extend(
     Returns:
         ``(hidden [B, t, D] after the final norm, cache)``.
     """
-    attend = attention.implementation(model.attention)
     valid = valid.astype(jnp.int32)
     seen = cache._replace(
         positions=_write(cache.positions, positions.astype(jnp.int32), (0, cache.length)),
         valid=_write(cache.valid, valid, (0, cache.length)),
     )
 
-    def mix(query, key, value, window, place):
+    def mix(query, key, value, local, place):
         (keys, values), layer = place
         keys = _write(keys, key[None], (layer, 0, cache.length, 0, 0))
         values = _write(values, value[None], (layer, 0, cache.length, 0, 0))
-        out = attend(
+        out = attention.xla(
             query,
             jax.lax.dynamic_index_in_dim(keys, layer, keepdims=False),
             jax.lax.dynamic_index_in_dim(values, layer, keepdims=False),
@@ -76,7 +75,7 @@ def extend(
             query_positions=positions,
             key_positions=seen.positions,
             offset=cache.length,
-            **options(model.config, window),
+            **options(model.config, local),
         )
         return out, (keys, values)
 

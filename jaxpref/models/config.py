@@ -246,7 +246,8 @@ class Transformer:
         param_dtype: of stored parameters.
         remat: what the backward pass recomputes: 'none' (keeps all), 'dots' (keeps the results of weight
             multiplications), 'full' (keeps the input of each layer only).
-        attention: name of the attention implementation.
+        attention: name of the kernel that computes attention, or 'auto' (:mod:`jaxpref.models.attention`). Generation
+            with a cache always takes 'xla'.
         chunk: tokens of a vocabulary chunk on each data-parallel device.
     """
 
@@ -264,5 +265,5 @@ class Transformer:
                 raise ModelError(f"{name} is {dtype.name}; expected a floating-point type such as float32 or bfloat16.")
             object.__setattr__(self, name, dtype)
         _choice("remat", self.remat, REMATS)
-        _choice("attention", self.attention, attention.IMPLEMENTATIONS)
+        _choice("attention", self.attention, attention.NAMES)
         _positive("chunk", self.chunk)

@@ -13,7 +13,6 @@ from jaxpref.models import adapters, attention, rope
 from jaxpref.models.config import ModelConfig, Transformer
 from jaxpref.models.sharding import BATCH, constrain, gathered
 
-_UNLIMITED = 2**30  # a window that no position distance reaches
 _ACTIVATIONS = {
     "silu": jax.nn.silu,
     "gelu": lambda x: jax.nn.gelu(x, approximate=False),
@@ -44,20 +43,19 @@ def hidden(model: Transformer, params: Any, rows: Rows, layout: Layout) -> jax.A
     """
     if rows.tokens.ndim != 2 or rows.tokens.shape[1] != layout.length:
         raise ModelError(f"rows have shape {rows.tokens.shape}; expected [R, {layout.length}] for {layout}.")
-    attend = attention.implementation(model.attention, layout)
+    attend = attention.over_rows(model, layout)
 
-    def mix(query, key, value, window, _):
-        return attention.over_regions(
-            attend, query, key, value, rows.segments, rows.positions, layout, **options(model.config, window)
-        ), None
+    def mix(query, key, value, local, _):
+        return attend(query, key, value, rows.segments, rows.positions, **options(model.config, local)), None
 
     return run_layers(model, params, rows.tokens, rows.positions, mix, None)[0]
 
 
-def options(config: ModelConfig, window: Any) -> dict[str, Any]:
-    """What an architecture asks of attention."""
+def options(config: ModelConfig, local: Any) -> dict[str, Any]:
+    """What a layer asks of attention. The window is a plain number wherever all layers agree (``local`` is None)."""
     scalar = config.head_dim if config.attention_scalar is None else config.attention_scalar
-    return {"scale": scalar**-0.5, "soft_cap": config.attention_soft_cap, "window": window}
+    window = config.window if any(config.local) else None
+    return {"scale": scalar**-0.5, "soft_cap": config.attention_soft_cap, "window": window, "local": local}
 
 
 def run_layers(
@@ -67,8 +65,8 @@ def run_layers(
 
     Args:
         tokens, positions: ``[B, T]`` int.
-        mix: ``(query, key, value, window, (memory, layer)) -> (output [B, T, H, head_dim], memory)``, which decides
-            what each token attends to; ``window`` is None when no layer has one.
+        mix: ``(query, key, value, local, (memory, layer)) -> (output [B, T, H, head_dim], memory)``, which decides
+            what each token attends to; ``local`` is whether the layer is local, None when all layers are or none is.
         memory: carried from layer to layer (a cache), or None.
     """
     config = model.config
@@ -77,13 +75,12 @@ def run_layers(
         rope.tables(r, config.rotated, positions, wide) for r in (config.rope, config.local_rope) if r is not None
     ]
 
+    mixed = len(set(config.local)) > 1
+
     def block(carry, layer):
         x, memory = carry
         weights, number, local = layer
         weights = gathered(weights, model.dtype)
-        window = None
-        if config.window is not None:
-            window = jnp.where(local, config.window, _UNLIMITED)
         if config.local_rope is not None:
             cosines, sines = jax.tree.map(lambda a, b: jnp.where(local, b, a), *angles)
         else:
@@ -94,7 +91,7 @@ def run_layers(
             if cosines is not None:
                 query, key = rope.rotate(query, cosines, sines), rope.rotate(key, cosines, sines)
             query, key, value = (constrain(a, BATCH, "sequence", "tensor", None) for a in (query, key, value))
-            out, memory = mix(query, key, value, window, (memory, number))
+            out, memory = mix(query, key, value, local if mixed else None, (memory, number))
             return _linear("bthd,hdm->btm", out, weights["attention"]["out"]), memory
 
         return residual_block(config, weights, x, memory, attend), None
