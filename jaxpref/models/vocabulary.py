@@ -4,15 +4,17 @@
 backward pass computes each chunk's logits again.
 """
 
+import functools
 import math
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec
 
 from jaxpref.errors import ModelError
-from jaxpref.models.sharding import BATCH, batch_shards, constrain
+from jaxpref.models.sharding import BATCH, axis_size, batch_shards, constrain
 
 
 class Scores(NamedTuple):
@@ -63,11 +65,11 @@ def scan(
     shards = batch_shards(count)
     chunks = max(1, math.ceil(count / shards / chunk))
     models = [(hidden, kernel)] if reference is None else [(hidden, kernel), jax.lax.stop_gradient(reference)]
-    kernels = [_spread(kernel, hidden.dtype, shards) for hidden, kernel in models]
+    kernels = [_kernels(kernel, hidden.dtype, shards) for hidden, kernel in models]
 
     def body(_, piece):
         *inputs, targets = piece
-        scores = [_scores(h, k, targets, soft_cap, temperature) for h, k in zip(inputs, kernels, strict=True)]
+        scores = [_scores(h, *k, targets, soft_cap, temperature) for h, k in zip(inputs, kernels, strict=True)]
         policy, other = (*scores, None)[:2]
         return None, {name: function(policy, other) for name, function in functions.items()}
 
@@ -136,19 +138,76 @@ def _probabilities(scores: Scores) -> jax.Array:
     return jnp.exp(_log_probabilities(scores))
 
 
-def _spread(kernel: jax.Array, dtype: Any, shards: int) -> jax.Array:
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def _spread(kernel: jax.Array, shards: int) -> jax.Array:
     """The kernel once for each batch shard, ``[shards, D, V]``: a device holds one copy and sums its own gradient.
 
-    Without this axis XLA adds the kernel's gradient over all devices once per chunk instead of once. The copy is
-    float32 only so that its gradient is: the body casts it, and XLA moves that cast before the gather.
+    Without this axis XLA adds the kernel's gradient over all devices once per chunk instead of once.
     """
-    kernel = constrain(kernel, "fsdp", "tensor").astype(jnp.promote_types(dtype, jnp.float32))
+    kernel = constrain(kernel, "fsdp", "tensor")
     return constrain(jnp.broadcast_to(kernel, (shards, *kernel.shape)), BATCH, None, "tensor")
 
 
-def _scores(hidden, kernel, targets, soft_cap, temperature) -> Scores:
-    logits = jnp.einsum("smd,sdv->smv", hidden, kernel.astype(hidden.dtype), preferred_element_type=kernel.dtype)
-    logits = cap(constrain(logits, BATCH, None, "tensor"), soft_cap) / temperature
+def _spread_forward(kernel, shards):
+    return _spread(kernel, shards), None
+
+
+def _spread_backward(shards, _, cotangent):
+    """Adds up the copies' gradients; over ``fsdp`` every device gets its own part only, before ``data`` adds parts."""
+    _, width, vocabulary = cotangent.shape
+    if shards == 1 or axis_size("fsdp") == 1 or width % axis_size("fsdp"):
+        return (constrain(jnp.sum(cotangent, axis=0), "fsdp", "tensor"),)
+    copies = ("data",) if axis_size("data") > 1 else ()
+    divided = "tensor" if axis_size("tensor") > 1 and vocabulary % axis_size("tensor") == 0 else None
+
+    def add(own):
+        return jax.lax.psum(jax.lax.psum_scatter(own[0], "fsdp", tiled=True), copies)
+
+    specs = PartitionSpec((*copies, "fsdp"), None, divided), PartitionSpec("fsdp", divided)
+    return (jax.shard_map(add, in_specs=specs[0], out_specs=specs[1])(cotangent),)
+
+
+_spread.defvjp(_spread_forward, _spread_backward)
+
+
+def _kernels(kernel: jax.Array, dtype: Any, shards: int) -> tuple[jax.Array, jax.Array]:
+    """The kernel that is multiplied, in the compute dtype, and one in float32 that nothing reads but its gradient."""
+    wide = kernel.astype(jnp.promote_types(dtype, jnp.float32))
+    return _spread(jax.lax.stop_gradient(kernel).astype(dtype), shards), _spread(wide, shards)
+
+
+@jax.custom_vjp
+def _product(hidden: jax.Array, kernel: jax.Array, wide: jax.Array) -> jax.Array:
+    """Logits ``[s, m, V]``, float32 at least, of hidden states ``[s, m, D]`` and kernels ``[s, D, V]``.
+
+    ``wide`` stands for the kernel's gradient, which is never rounded to less than float32. All products are of arrays
+    in the compute dtype and accumulate in float32: products with float32 cotangents, which the derived rule would make,
+    cost accelerators twice the time or more.
+    """
+    return _multiply("smd,sdv->smv", hidden, kernel)
+
+
+def _product_forward(hidden, kernel, wide):
+    return _multiply("smd,sdv->smv", hidden, kernel), (hidden, kernel)
+
+
+def _product_backward(kept, cotangent):
+    hidden, kernel = kept
+    cotangent = constrain(cotangent.astype(hidden.dtype), BATCH, None, "tensor")
+    to_hidden = _multiply("smv,sdv->smd", cotangent, kernel).astype(hidden.dtype)
+    to_kernel = _multiply("smd,smv->sdv", hidden, cotangent)
+    return constrain(to_hidden, BATCH, None, None), None, constrain(to_kernel, BATCH, None, "tensor")
+
+
+_product.defvjp(_product_forward, _product_backward)
+
+
+def _multiply(subscripts: str, a: jax.Array, b: jax.Array) -> jax.Array:
+    return jnp.einsum(subscripts, a, b, preferred_element_type=jnp.promote_types(a.dtype, jnp.float32))
+
+
+def _scores(hidden, kernel, wide, targets, soft_cap, temperature) -> Scores:
+    logits = cap(constrain(_product(hidden, kernel, wide), BATCH, None, "tensor"), soft_cap) / temperature
     return Scores(logits, jax.nn.logsumexp(logits, axis=-1), targets)
 
 
