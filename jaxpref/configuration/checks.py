@@ -14,10 +14,12 @@ from jaxpref.errors import ConfigError, hint
 # What a config with stages reads beside them.
 SHARED = ("seed", "stages", "compare")
 
-REFERENCE_UNREAD = {"none": {"path", "cache"}, "frozen": {"cache"}, "cached": set()}
+REFERENCE_UNREAD = {"none": {"path", "cache"}, "frozen": {"cache"}, "cached": set(), "adapter_off": {"path", "cache"}}
+ADAPTER_UNREAD = {"none": {"rank", "alpha", "scaling", "targets"}, "lora": set()}
 # Section -> the fields that decide what else it reads.
 CHOICES = {
     "reference": ("kind",),
+    "adapter": ("kind",),
     "early_stop": ("metric",),
     "checkpoint.best": ("metric",),
     "length": ("on_long",),
@@ -136,6 +138,11 @@ def _check_run(built: Sections) -> None:
     for group in built.groups:
         if not (isinstance(group, tuple | list) and len(group) == 2 and isinstance(group[1], Mapping)):
             raise ConfigError(f"config.groups holds {group!r}; expected (regex, dict(lr_scale=, ...)).")
+    if built.reference.kind == "adapter_off" and built.adapter.kind == "none":
+        raise ConfigError(
+            "config.reference.kind is 'adapter_off', but config.adapter.kind is 'none': there is no adapter to leave "
+            "out; set config.adapter.kind='lora', or the reference's kind to 'frozen' or 'cached'."
+        )
     _check_unread(built)
 
 
@@ -144,6 +151,7 @@ def _check_unread(built: Sections) -> None:
     packed = built.batch.layout.startswith("packed")
     unread = {
         "reference": REFERENCE_UNREAD[built.reference.kind],
+        "adapter": ADAPTER_UNREAD[built.adapter.kind],
         "early_stop": set() if built.early_stop.metric else {"mode", "patience"},
         "checkpoint.best": set() if built.checkpoint.best.metric else {"mode"},
         "length": set() if built.length.on_long == "truncate" else {"prompt_keep", "response_keep"},

@@ -73,9 +73,20 @@ class Batch:
 class Reference:
     """The model that objectives compare the policy with."""
 
-    kind: Literal["none", "frozen", "cached"] = "none"  # cached: log-probs on disk; frozen: a second copy in memory
+    kind: Literal["none", "frozen", "cached", "adapter_off"] = "none"  # a copy, its log-probs on disk, or the bare base
     path: str = ""  # where its parameters come from, as init_from; empty: the policy at step 0
     cache: str = ""  # folder of the cached log-probs; empty: in the run folder
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Adapter:
+    """Low-rank factors that are trained in place of the model's own weights, which stay as they are."""
+
+    kind: Literal["none", "lora"] = "none"  # none: the weights themselves are trained
+    rank: int = number(16, least=1)  # columns of the first factor, rows of the second
+    alpha: float = number(32.0, least=0)  # numerator of the scale
+    scaling: Literal["lora", "rslora"] = "lora"  # scale: alpha / rank, or alpha / sqrt(rank)
+    targets: tuple[str, ...] = ()  # of query, key, value, out, gate, up, down; empty: all that the architecture has
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -172,6 +183,7 @@ class Sections:
     batch: Batch = section(Batch)
     objectives: Mapping[str, Any] = free()  # term -> objectives.config(...)
     reference: Reference = section(Reference)
+    adapter: Adapter = section(Adapter)
     optimizer: Optimizer = section(Optimizer)
     groups: tuple = ()  # (regex on parameter path, dict(lr_scale=, frozen=, weight_decay=)); the first match counts
     train: Train = section(Train)

@@ -11,6 +11,7 @@ from jaxpref.models.cache import Cache, extend, init_cache
 from jaxpref.models.channels import channels, head_kernel, head_logits, logits, token_logps
 from jaxpref.models.config import ModelConfig, Rope, Transformer
 from jaxpref.models.huggingface import describe_hf, load_hf, load_hf_head, resolve_hf, save_hf
+from jaxpref.models.huggingface_adapters import save_peft
 from jaxpref.models.parameters import count, init, invariant_leaves
 from jaxpref.models.sharding import BATCH, constrain, replicate, shard_specs, sharding_rules
 from jaxpref.models.transformer import hidden
@@ -40,6 +41,7 @@ __all__ = [
     "replicate",
     "resolve_hf",
     "save_hf",
+    "save_peft",
     "shard_specs",
     "sharding_rules",
     "token_logps",

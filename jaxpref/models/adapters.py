@@ -42,6 +42,12 @@ class Adapter:
     layers: dict[str, dict[str, Any]]
     scale: float
 
+    @property
+    def rank(self) -> int:
+        """r, the columns of every ``a``."""
+        factors = next(iter(next(iter(self.layers.values())).values()))
+        return factors["a"].shape[-1]
+
 
 class Off(NamedTuple):
     """Stands for a reference's parameters: those of the policy without its adapter. It has no leaves."""

@@ -25,7 +25,7 @@ class Assembly(NamedTuple):
         template: name of the chat template.
         inputs: the training data.
         state: the train state at step 0.
-        reference: the reference's parameters, or None.
+        reference: the reference's parameters, ``adapters.OFF``, or None.
         cache: cached reference log-probs, or None.
         start: digest of the parameters that ``init_from`` gave; empty from scratch.
     """
@@ -73,7 +73,9 @@ class Assembly(NamedTuple):
         return blueprint.compile_step(self, self.inputs.shape.layout, cached=self.cached, decay=self.sections.ema.decay)
 
     def starts_at_reference(self) -> bool:
-        """Whether policy and reference have equal parameters."""
+        """Whether policy and reference have equal parameters; an adapter is zero at step 0."""
+        if isinstance(self.reference, models.adapters.Off):
+            return True
         if self.cache is not None:
             return self.cache.parameters == digest(self.state.params["model"])
         return self.reference is not None and digest(self.reference) == digest(self.state.params["model"])
@@ -83,6 +85,9 @@ class Assembly(NamedTuple):
         invariant = [f"^model/.*{leaf}" for leaf in models.invariant_leaves(self.model)]
         if not any(term.needs & models.vocabulary.FUNCTIONS.keys() for term in self.objective.terms.values()):
             invariant.append("^model/head/")  # a reward model never asks for the next token
+        if self.sections.optimizer.name == "sgd":
+            # Its gradient is proportional to the other factor, which was zero: SGD's update of it may round to nothing.
+            invariant.append("^adapter/.*/a$")
         selfcheck.check_movement(before, leaf_digests(after.params), trees.leaves(self.trainable), invariant)
 
 
@@ -106,8 +111,10 @@ def assemble(
         check_lengths(fed, model)
         heads, objective_state = objective.init(jax.random.fold_in(jax.random.key(sections.seed), 1), model)
         drawn = blueprint.draw(sections, devices, model, objective, steps=fed.steps)
-        fresh = blueprint.create(drawn, {"model": params, "heads": heads}, objective_state)
-        reference = load_reference(sections, objective, model, fresh.params["model"], devices, stages)
+        params = {"model": params, "heads": heads}
+        params |= starting.draw_adapter(sections.adapter, model, devices, seed=sections.seed)
+        fresh = blueprint.create(drawn, params, objective_state)
+        reference = load_reference(sections, drawn, fresh.params["model"], stages)
         cache = None
         if sections.reference.kind == "cached":
             cache = ReferenceCache(
@@ -183,15 +190,17 @@ def check_lengths(fed: inputs.Inputs, model: models.Transformer) -> None:
         )
 
 
-def load_reference(sections: Sections, objective, model, policy, devices, stages):
+def load_reference(sections: Sections, drawn: blueprint.Blueprint, policy, stages):
     """The reference's parameters: a copy of the starting policy, or what ``reference.path`` names; None where unused.
+
+    Without its adapter the policy is its own reference, as long as nothing else of it is trained: ``adapters.OFF``.
 
     Raises:
         ConfigError: an objective needs a reference and the config has none, or the other way round.
         ModelError: the reference is another architecture.
     """
     kind, path = sections.reference.kind, sections.reference.path
-    of_reference = {n: sorted(t.needs & models.vocabulary.OF_REFERENCE) for n, t in objective.terms.items()}
+    of_reference = {n: sorted(t.needs & models.vocabulary.OF_REFERENCE) for n, t in drawn.objective.terms.items()}
     users = {name: needs for name, needs in of_reference.items() if needs}
     if kind == "none":
         if users:
@@ -209,11 +218,19 @@ def load_reference(sections: Sections, objective, model, policy, devices, stages
                 f"config.objectives.{name} needs {', '.join(beyond)} of the reference, which are not cached; "
                 "set config.reference.kind to 'frozen'."
             )
+    if kind == "adapter_off":
+        moving = [name for name, trained in trees.leaves(drawn.trainable["model"]).items() if trained]
+        if moving:
+            raise ConfigError(
+                f"config.reference.kind is 'adapter_off', but config.groups train model/{moving[0]}, so that the base "
+                "would move with the policy; set it to 'frozen' or 'cached', or leave the model's weights frozen."
+            )
+        return models.adapters.OFF
     if not path:
         return jax.tree.map(lambda leaf: leaf.copy(), policy)  # the policy's own buffers are donated
     section, source = starting.unnamed(sections.model), starting.resolve(path, stages)
-    other, params = starting.load_model(section, source, devices, seed=sections.seed)
-    starting.check_same_architecture(model, other, f"config.reference.path={path!r}")
+    other, params = starting.load_model(section, source, drawn.mesh, seed=sections.seed)
+    starting.check_same_architecture(drawn.model, other, f"config.reference.path={path!r}")
     return params
 
 
@@ -222,10 +239,12 @@ def summary(parts: Assembly) -> str:
     fed, shape = parts.inputs, parts.inputs.shape
     sizes = ", ".join(f"{size} {name}" for name, size in fed.sizes.items())
     axes = " x ".join(f"{name} {size}" for name, size in parts.mesh.shape.items() if size > 1) or "one device"
+    counted = [models.count(state.partition(parts.state.params, parts.trainable)[part]) for part in (0, 1)]
+    trained = f" ({counted[0]:,} of them trained)" if counted[1] else ""
     micro = "one micro-batch" if shape.micro_batches == 1 else f"up to {shape.micro_batches} micro-batches"
     return "\n".join(
         (
-            f"Model: {parts.model.config.family}, {models.count(parts.state.params):,} parameters, "
+            f"Model: {parts.model.config.family}, {sum(counted):,} parameters{trained}, "
             f"{parts.model.dtype.name}, on {axes} ({jax.devices()[0].platform}).",
             f"Objective: {', '.join(f'{n} ({t.method} on {t.stream})' for n, t in parts.objective.terms.items())}.",
             f"Batch: {sizes}; {parts.sections.batch.layout}, {micro} of "

@@ -45,6 +45,7 @@ def draw(
     """
     heads, objective_state = jax.eval_shape(lambda key: objective.init(key, model), jax.random.key(0))
     params = {"model": starting.parameter_shapes(model, devices), "heads": heads}
+    params |= starting.adapter_shapes(sections.adapter, model, devices)
     trainable = optimizers.trainable_mask(params, sections.groups)
     optimizer, learning_rate = optimizers.make(sections.optimizer, sections.groups, params, steps=steps)
     fresh = jax.eval_shape(

@@ -42,6 +42,9 @@ MUON_AXES = {
     r"attention/(query|key|value)/kernel$": optax.contrib.MuonDimensionNumbers((-3,), (-2, -1)),
     r"attention/out/kernel$": optax.contrib.MuonDimensionNumbers((-3, -2), (-1,)),
     r"mlp/(gate|up|down)/kernel$": optax.contrib.MuonDimensionNumbers((-2,), (-1,)),
+    r"attention/(query|key|value)/b$": optax.contrib.MuonDimensionNumbers((-3,), (-2, -1)),
+    r"attention/out/a$": optax.contrib.MuonDimensionNumbers((-3, -2), (-1,)),
+    r"(attention|mlp)/[^/]+/[ab]$": optax.contrib.MuonDimensionNumbers((-2,), (-1,)),  # any other low-rank factor
 }
 
 
@@ -102,11 +105,23 @@ def group_options(params, groups: Sequence) -> dict[str, dict[str, Any]]:
 
 
 def trainable_mask(params, groups: Sequence):
-    """Tree of bools over ``params``: False where the first matching group is frozen."""
+    """Tree of bools over ``params``: False where the first matching group is frozen.
+
+    With an adapter the model's own leaves are frozen, except those of a group that says ``frozen=False``.
+    """
     options = group_options(params, groups)
-    mask = trees.map_paths(lambda path, _: not options[path].get("frozen", False), params)
+    adapted = any(path.startswith("adapter/") for path in options)
+
+    resting = {path for path in options if adapted and path.startswith("model/")}
+    mask = trees.map_paths(lambda path, _: not options[path].get("frozen", path in resting), params)
     if not any(jax.tree.leaves(mask)):
         raise ConfigError("groups freeze every parameter; leave at least one to train.")
+    for number, (pattern, given) in enumerate(groups):
+        if "frozen" not in given and resting.issuperset(p for p in options if re.search(pattern, p)):
+            raise ConfigError(
+                f"groups[{number}] ({pattern!r}) matches only weights that stay as they are beside an adapter; "
+                "add frozen=False to train them."
+            )
     return mask
 
 

@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 import jax
 from etils import epath
 
-from jaxpref import data, models
+from jaxpref import configuration, data, models
+from jaxpref.configuration.schema import Adapter
 from jaxpref.data import worlds
 from jaxpref.errors import ConfigError, ModelError, hint
 from jaxpref.training import checkpoints
@@ -77,7 +78,7 @@ def template_name(name: str, tokenizer: data.tokenizers.Tokenizer) -> str:
 
 
 def load_model(section, source: Source, devices: jax.sharding.Mesh, *, seed: int) -> tuple[models.Transformer, Any]:
-    """The transformer and its parameters, sharded over the mesh.
+    """The transformer and its parameters, sharded over the mesh; the adapter of a run is merged into them.
 
     Args:
         section: the config's ``model``.
@@ -93,7 +94,10 @@ def load_model(section, source: Source, devices: jax.sharding.Mesh, *, seed: int
     model = architecture(section, source)
     if source.kind == "hf":
         return model, models.load_hf(source.path, dtype=section.param_dtype, mesh=devices)[1]
-    return model, checkpoints.load_model_params(source.path, parameter_shapes(model, devices))
+    params = {"model": checkpoints.load_model_params(source.path, parameter_shapes(model, devices))}
+    for name, shapes in adapter_shapes(adapter_section(source), model, devices).items():
+        params[name] = checkpoints.load_params(source.path, shapes, below=name)
+    return model, merged(params, model, devices)
 
 
 def architecture(section, source: Source) -> models.Transformer:
@@ -147,7 +151,49 @@ def computed_as(section) -> dict[str, Any]:
 
 def parameter_shapes(model: models.Transformer, devices: jax.sharding.Mesh):
     """Shapes, dtypes and shardings of the model's parameters."""
-    shapes = jax.eval_shape(lambda: models.init(model, jax.random.key(0)))
+    return _placed(jax.eval_shape(lambda: models.init(model, jax.random.key(0))), model, devices)
+
+
+def adapter_shapes(section, model: models.Transformer, devices: jax.sharding.Mesh) -> dict[str, Any]:
+    """``{"adapter": shapes, dtypes and shardings}`` of a config's ``adapter`` section; empty without an adapter."""
+    shapes = jax.eval_shape(lambda: _adapter(section, model, jax.random.key(0)))
+    return {name: _placed(part, model, devices) for name, part in shapes.items()}
+
+
+def draw_adapter(section, model: models.Transformer, devices: jax.sharding.Mesh, *, seed: int) -> dict[str, Any]:
+    """``{"adapter": a fresh one}`` of a config's ``adapter`` section; empty without an adapter."""
+    if section.kind == "none":
+        return {}
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, adapter_shapes(section, model, devices))
+    make = jax.jit(lambda key: _adapter(section, model, key), out_shardings=shardings)
+    return make(jax.random.fold_in(jax.random.key(seed), 2))
+
+
+def adapter_section(source: Source) -> Adapter:
+    """The ``adapter`` section of a run's config; that of no adapter where there is no config (a converted model)."""
+    config = epath.Path(source.path) / "config.json"
+    if not config.exists():
+        return Adapter()
+    return configuration.build(Adapter, configuration.from_json(config.read_text()).adapter.to_dict(), "adapter")
+
+
+def merged(params, model: models.Transformer, devices: jax.sharding.Mesh):
+    """The model's parameters of a run, with its adapter, if any, added to the kernels; ``params`` are donated."""
+    if "adapter" not in params:
+        return params["model"]
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, parameter_shapes(model, devices))
+    merge = jax.jit(models.adapters.merge, donate_argnums=0, out_shardings=shardings)
+    return merge(params["model"], params["adapter"])
+
+
+def _adapter(section, model: models.Transformer, key: jax.Array) -> dict[str, models.adapters.Adapter]:
+    if section.kind == "none":
+        return {}
+    options = {name: getattr(section, name) for name in ("rank", "alpha", "targets", "scaling")}
+    return {"adapter": models.adapters.init(model, key, **options)}
+
+
+def _placed(shapes, model: models.Transformer, devices: jax.sharding.Mesh):
     specs = models.shard_specs(models.sharding_rules(model), shapes, devices)
     return jax.tree.map(
         lambda leaf, spec: jax.ShapeDtypeStruct(

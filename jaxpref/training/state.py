@@ -17,7 +17,7 @@ class TrainState(NamedTuple):
 
     Attributes:
         step: number of finished steps.
-        params: ``{"model": ..., "heads": {term: ...}}``.
+        params: ``{"model": ..., "heads": {term: ...}}``, and ``"adapter"`` where one is trained.
         optimizer: optax state of the trainable leaves.
         objective: running state of each term.
         average: exponential moving average of the trainable leaves in float32 at least (bfloat16 would stall), or ().
@@ -56,11 +56,12 @@ def create(params, mask, optimizer: optax.GradientTransformation, objective_stat
 
 
 def averaged(state: TrainState, mask):
-    """The parameters to evaluate and export: the moving average where one is kept, else the newest."""
-    if state.average == ():
-        return state.params
-    trainable, frozen = partition(state.params, mask)
-    return merge(jax.tree.map(lambda average, leaf: average.astype(leaf.dtype), state.average, trainable), frozen)
+    """The parameters to evaluate: the moving average where one is kept, else the newest; adapters are attached."""
+    params = state.params
+    if state.average != ():
+        trainable, frozen = partition(params, mask)
+        params = merge(jax.tree.map(lambda average, leaf: average.astype(leaf.dtype), state.average, trainable), frozen)
+    return {"model": models.adapters.policy(params), "heads": params["heads"]}
 
 
 def make_forward(model, layout: Layout, needs: frozenset[str], reference) -> Callable:
