@@ -29,7 +29,6 @@ from jaxpref.batch import Batch, Examples, Layout, Rows
 from jaxpref.errors import ConfigError, DataError
 
 LAYOUTS = ("padded", "packed", "shared", "packed+shared")
-ROW, RESPONSE = 512, 256  # usual tokens of a packed row, and of a packed response region; four longest parts at most
 NOWHERE = np.int32(2**31 - 1)  # an index outside every batch: gathered as zero
 
 
@@ -71,40 +70,35 @@ def batch_shape(
     length: int = 0,
     prompt_length: int = 0,
     response_length: int = 0,
-    typical: tuple[float, float] = (0.0, 0.0),
     final: bool = False,
     multiple_of: int = 1,
+    granule: int = 1,
 ) -> BatchShape:
-    """Chooses the regions, the rows of a micro-batch, and the bound on micro-batches.
+    """The shape of batches whose sizes are given; :mod:`jaxpref.data.sizing` chooses sizes that suit the data.
 
     Args:
         streams: shape of each stream's examples.
         layout: one of ``LAYOUTS``.
         rows: rows of a micro-batch; 0 means one micro-batch for the longest possible batch.
-        length: tokens of a packed row (packed only); 0 means ``ROW``, but no less than the longest sequence.
-        prompt_length, response_length: region sizes (packed+shared only); 0 means ``RESPONSE``, but no less than the
-            longest response, and a prompt region that fills up as fast, as far as ``typical`` tells.
-        typical: tokens of all prompts, and of all responses, of a typical batch, each prompt counted once.
+        length: tokens of a packed row (packed only); 0 means the longest sequence.
+        prompt_length, response_length: region sizes (packed+shared only); 0 means the longest prompt and response.
         final: feed the last response token too (reward heads).
         multiple_of: the rows are divided over this many devices.
+        granule: every region is rounded up to a multiple of it (kernels compute blocks of so many tokens).
 
     Raises:
         ConfigError: unknown layout, a row that the longest example does not fit, or rows that do not divide.
     """
-    if layout not in LAYOUTS:
-        raise ConfigError(f"batch.layout is {layout!r}; expected one of {', '.join(LAYOUTS)}.")
-    shapes, packed = list(streams.values()), layout.startswith("packed")
-    prompt, responses = max(s.prompt for s in shapes), max(s.responses for s in shapes)
-    response = max(s.response for s in shapes) + final
-    if layout.endswith("shared"):
-        row = _shared_row(prompt - 1, responses, response, prompt_length, response_length, packed, typical)
-        slots = min(row.prompt // max(prompt - 1, 1), row.response // response)
-        segments = [(s.examples, 1) for s in shapes]
-    else:
-        row = Layout(0, 1, _region(prompt + response - 1, length, packed, "row", ROW))
-        slots = row.response // (prompt + response - 1)
-        segments = [(s.examples, s.responses) for s in shapes]
-    slots = slots if packed else 1
+    row, slots = regions(
+        streams,
+        layout=layout,
+        length=length,
+        prompt_length=prompt_length,
+        response_length=response_length,
+        final=final,
+        granule=granule,
+    )
+    segments = [(s.examples, 1 if row.shared else s.responses) for s in streams.values()]
     total, largest = sum(n * k for n, k in segments), max(k for _, k in segments)
     rows = rows or math.ceil(total / slots / multiple_of) * multiple_of
     if rows % multiple_of:
@@ -121,29 +115,54 @@ def batch_shape(
     uniform = len({k for _, k in segments}) == 1
     placed = rows * slots // largest * largest if uniform else rows * slots - largest + 1
     micro_batches = 1 if total <= rows * slots else math.ceil(total / placed)
-    return BatchShape(row, rows, micro_batches, dict(streams), packed, final)
+    return BatchShape(row, rows, micro_batches, dict(streams), layout.startswith("packed"), final)
 
 
-def _shared_row(prompt, responses, response, prompt_length, response_length, packed, typical) -> Layout:
-    """Regions of a shared row; ``prompt`` is the longest prompt without its last token."""
-    region = _region(response, response_length, packed, "response", RESPONSE)
-    if packed and not prompt_length and all(typical):
-        prompt_length = max(prompt, math.ceil(region * typical[0] * responses / typical[1]))
-    # A prompt of one token leaves the prompt region empty; one padding column keeps the layout recognisable.
-    return Layout(max(_region(prompt, prompt_length, packed, "prompt", RESPONSE), 1), responses, region)
+def regions(
+    streams: Mapping[str, StreamShape],
+    *,
+    layout: str,
+    length: int = 0,
+    prompt_length: int = 0,
+    response_length: int = 0,
+    final: bool = False,
+    granule: int = 1,
+) -> tuple[Layout, int]:
+    """The regions of a row, and how many of the longest segments (shared: examples) fit into one, for sure.
+
+    Args and errors: see :func:`batch_shape`.
+    """
+    if layout not in LAYOUTS:
+        raise ConfigError(f"batch.layout is {layout!r}; expected one of {', '.join(LAYOUTS)}.")
+    shapes, packed = list(streams.values()), layout.startswith("packed")
+    prompt, responses = max(s.prompt for s in shapes), max(s.responses for s in shapes)
+    response = max(s.response for s in shapes) + final
+    sizes = {"length": length, "prompt_length": prompt_length, "response_length": response_length}
+    read = {"packed": ["length"], "packed+shared": ["prompt_length", "response_length"]}.get(layout, [])
+    for name in sizes:
+        if sizes[name] and name not in read:
+            raise ConfigError(f"batch.{name} is {sizes[name]}, but layout {layout!r} does not choose it; leave it 0.")
+    if layout.endswith("shared"):
+        # A prompt of one token leaves the prompt region empty; one padding column keeps the layout recognisable.
+        row = Layout(
+            _region(max(prompt - 1, 1), prompt_length, "prompt", granule),
+            responses,
+            _region(response, response_length, "response", granule),
+        )
+        slots = min(row.prompt // max(prompt - 1, 1), row.response // response)
+    else:
+        row = Layout(0, 1, _region(prompt + response - 1, length, "row", granule))
+        slots = row.response // (prompt + response - 1)
+    return row, slots if packed else 1
 
 
-def _region(needed: int, size: int, packed: bool, name: str, usual: int) -> int:
-    if not size:
-        return max(needed, min(4 * needed, usual)) if packed else needed
-    if not packed:
-        raise ConfigError(f"the size of the {name} region is {size}, but only packed layouts choose it; leave it 0.")
-    if size < needed:
+def _region(needed: int, size: int, name: str, granule: int) -> int:
+    if size and size < needed:
         raise ConfigError(
             f"the {name} region holds {size} tokens, but the longest example needs {needed}; "
             "raise it or lower config.length."
         )
-    return size
+    return math.ceil((size or needed) / granule) * granule
 
 
 def plan(streams: Mapping[str, Sequence[Any]], shape: BatchShape) -> Batch:
@@ -166,7 +185,7 @@ def plan(streams: Mapping[str, Sequence[Any]], shape: BatchShape) -> Batch:
     entries = [(name, n, example) for name in shape.streams for n, example in enumerate(streams[name])]
     for name, _, example in entries:
         _check(example, name, shape.streams[name])
-    footprints = [_footprint(example, shape) for _, _, example in entries]
+    footprints = [footprint(example, shape.layout, final=shape.final) for _, _, example in entries]
     used = np.zeros((shape.micro_batches, shape.rows, 1 + layout.responses), np.int64)
     segments = np.zeros((shape.micro_batches, shape.rows), np.int32)
     count = 1
@@ -209,13 +228,13 @@ def _check(example: Any, name: str, stream: StreamShape) -> None:
             raise DataError(f"{example.origin}: field {key!r} is missing; other rows of stream {name!r} have it.")
 
 
-def _footprint(example: Any, shape: BatchShape) -> np.ndarray:
-    """Tokens that the example takes of (prompt region, each response region) when shared, else of each segment."""
+def footprint(example: Any, layout: Layout, *, final: bool) -> np.ndarray:
+    """Tokens that an example takes of (prompt region, each response region) when shared, else of each segment."""
     sizes = np.array([len(response) for response in example.responses])
-    if shape.layout.shared:
-        unused = [0] * (shape.layout.responses - len(sizes))
-        return np.array([len(example.prompt) - 1, *np.where(sizes > 0, sizes + shape.final, 0), *unused])
-    return np.where(sizes > 0, len(example.prompt) - 1 + sizes + shape.final, 0)
+    if layout.shared:
+        unused = [0] * (layout.responses - len(sizes))
+        return np.array([len(example.prompt) - 1, *np.where(sizes > 0, sizes + final, 0), *unused])
+    return np.where(sizes > 0, len(example.prompt) - 1 + sizes + final, 0)
 
 
 def _place(footprint: np.ndarray, used: np.ndarray, shape: BatchShape) -> tuple[int, list[int]]:
@@ -273,12 +292,22 @@ def _write(rows, examples, n, example, micro, places, used, segments, shape) -> 
             examples.last[n, k] = first + len(response)
 
 
-def rows_used(batch: Batch) -> int:
-    """How many rows hold anything."""
-    return int(np.sum(np.any(batch.rows.segments > 0, axis=-1)))
-
-
-def padding_share(batch: Batch, shape: BatchShape) -> float:
+def padding_share(batch: Batch) -> float:
     """Share of the computed token positions that hold no token, over the micro-batches that hold anything."""
-    segments = batch.rows.segments[: int(batch.count)]
-    return float(np.mean(segments == 0))
+    return float(np.mean(np.asarray(batch.rows.segments)[: int(batch.count)] == 0))
+
+
+def describe(shape: BatchShape) -> str:
+    """Rows, micro-batches and regions of a shape in a few words, for summaries."""
+    row = shape.layout
+    sizes = " | ".join(map(str, (row.prompt, *[row.response] * row.responses))) if row.shared else str(row.length)
+    micro = "one micro-batch" if shape.micro_batches == 1 else f"up to {shape.micro_batches} micro-batches"
+    return f"{micro} of {shape.rows} row{'s' * (shape.rows > 1)} of [{sizes}] tokens"
+
+
+def chosen_sizes(shape: BatchShape) -> dict[str, int]:
+    """The sizes of a shape under the names of ``config.batch``, which a run records."""
+    row = shape.layout
+    if row.shared:
+        return {"rows": shape.rows, "prompt_length": row.prompt, "response_length": row.response}
+    return {"rows": shape.rows, "length": row.length}

@@ -13,7 +13,7 @@ import rich.console
 import rich.text
 
 from jaxpref.batch import Batch
-from jaxpref.data.layouts import NOWHERE
+from jaxpref.data.layouts import NOWHERE, padding_share
 from jaxpref.data.records import Tokenized
 from jaxpref.data.tokenizers import Tokenizer
 
@@ -41,9 +41,8 @@ def batch(planned: Batch, tokenizer: Tokenizer, *, limit: int | None = None, col
         colour: ANSI colours, or brackets.
     """
     rows = planned.rows
-    padding = float(np.mean(np.asarray(rows.segments)[: int(planned.count)] == 0))
     size = f"{int(planned.count)} micro-batches of {rows.tokens.shape[-2]} rows of {rows.tokens.shape[-1]} tokens"
-    pieces = [("title", size), ("note", f", {padding:.1%} padding"), ("prompt", "\n")]
+    pieces = [("title", size), ("note", f", {padding_share(planned):.1%} padding"), ("prompt", "\n")]
     for stream, found in planned.examples.items():
         for n in np.flatnonzero(found.where)[:limit]:
             numbers = {key: values[n] for key, values in found.side.items() if np.ndim(values[n]) == 0}

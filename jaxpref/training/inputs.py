@@ -1,6 +1,5 @@
 """From data streams to the global batch of a step: which examples, laid out how."""
 
-import functools
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -8,11 +7,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxpref.batch import Batch
-from jaxpref.data import Tokenized, layouts, order
+from jaxpref.data import Tokenized, layouts, order, sizing
 from jaxpref.errors import ConfigError
 from jaxpref.objectives import Total
 
-TRIALS = 8  # batches from which packed layouts choose their rows
+TRIALS, TRIAL_EXAMPLES = 8, 256  # least number of batches, and of examples, from which packed layouts choose sizes
 
 
 class Inputs(NamedTuple):
@@ -76,7 +75,17 @@ class Inputs(NamedTuple):
         return layouts.plan(self.examples(step), self.shape)
 
 
-def make(streams: Mapping[str, Any], objective: Total, batch, train, *, seed: int, devices: int) -> Inputs:
+def make(
+    streams: Mapping[str, Any],
+    objective: Total,
+    batch,
+    train,
+    *,
+    seed: int,
+    devices: int,
+    cost: sizing.Cost = sizing.TYPICAL,
+    granule: int = 1,
+) -> Inputs:
     """The inputs of a run.
 
     Args:
@@ -85,6 +94,8 @@ def make(streams: Mapping[str, Any], objective: Total, batch, train, *, seed: in
         batch, train: sections of the config.
         seed: of the order.
         devices: the rows are divided over this many.
+        cost: of the model on its devices (:mod:`jaxpref.training.costs`), from which packed layouts choose sizes.
+        granule: every region is a multiple of so many tokens.
 
     Raises:
         ConfigError: an impossible shape, number of steps, or ragged last batch.
@@ -99,7 +110,9 @@ def make(streams: Mapping[str, Any], objective: Total, batch, train, *, seed: in
     steps, epochs = number_of_steps(train.steps, train.epochs, len(streams[first]), sizes[first])
     _check_last_batch(first, order.number_of_examples(len(streams[first]), epochs), sizes[first], objective.partnered)
     final = reads_last_token(objective)
-    shape = shape_of(streams, sizes, objective.partnered, batch, final=final, devices=devices)
+    shape = shape_of(
+        streams, sizes, objective.partnered, batch, final=final, devices=devices, cost=cost, granule=granule
+    )
     return Inputs(dict(streams), sizes, objective.partnered, shape, seed, epochs, steps)
 
 
@@ -133,28 +146,24 @@ def reads_last_token(objective: Total) -> bool:
 
 
 def shape_of(
-    streams: Mapping[str, Any], sizes: Mapping[str, int], partnered: frozenset[str], batch, *, final: bool, devices: int
+    streams: Mapping[str, Any],
+    sizes: Mapping[str, int],
+    partnered: frozenset[str],
+    batch,
+    *,
+    final: bool,
+    devices: int,
+    cost: sizing.Cost = sizing.TYPICAL,
+    granule: int = 1,
 ) -> layouts.BatchShape:
-    """The fixed shape of batches of these streams, from their longest prompts and responses."""
+    """The fixed shape of batches of these streams: sizes that the config leaves open suit their examples."""
     shapes = {name: _stream_shape(dataset, sizes[name], name in partnered) for name, dataset in streams.items()}
-    typical = np.sum([_typical_tokens(streams[name], shape) for name, shape in shapes.items()], axis=0)
-    choose = functools.partial(
-        layouts.batch_shape,
-        shapes,
-        layout=batch.layout,
-        length=batch.length,
-        prompt_length=batch.prompt_length,
-        response_length=batch.response_length,
-        typical=tuple(typical),
-        final=final,
-        multiple_of=devices,
-    )
-    shape = choose(rows=batch.rows)
-    if batch.rows or not shape.packed or shape.micro_batches > 1:
-        return shape
-    # A packed batch seldom needs the rows that the longest possible one would; a rare one takes a second micro-batch.
-    needed = max(layouts.rows_used(layouts.plan(_trial(streams, sizes, partnered, n), shape)) for n in range(TRIALS))
-    return choose(rows=math.ceil(needed / devices) * devices)
+    given = {name: getattr(batch, name) for name in ("layout", "rows", "length", "prompt_length", "response_length")}
+    given |= {"final": final, "multiple_of": devices, "granule": granule}
+    if not batch.layout.startswith("packed"):
+        return layouts.batch_shape(shapes, **given)
+    number = max(TRIALS, math.ceil(TRIAL_EXAMPLES / sum(sizes.values())))
+    return sizing.choose(shapes, [_trial(streams, sizes, partnered, n) for n in range(number)], cost, **given)
 
 
 def _trial(streams, sizes, partnered, number: int) -> dict[str, list[Tokenized]]:
@@ -175,10 +184,3 @@ def _stream_shape(dataset, size: int, partnered: bool) -> layouts.StreamShape:
         response=max(len(response) for example in dataset for response in example.responses),
         sides=tuple(sorted(sides)),
     )
-
-
-def _typical_tokens(dataset, shape: layouts.StreamShape) -> tuple[float, float]:
-    """Tokens of all prompts (each counted once), and of all responses, of an average batch of a stream."""
-    prompt = np.mean([len(example.prompt) for example in dataset])
-    response = np.mean([np.mean([len(r) for r in example.responses]) for example in dataset]) * shape.responses
-    return shape.examples * prompt, shape.examples * response

@@ -124,7 +124,7 @@ def test_packing_pads_less():
         "shared": shape_of("shared", 2, False),
         "packed+shared": shape_of("packed+shared", 2, False, prompt_length=16, response_length=14),
     }
-    share = {name: layouts.padding_share(layouts.plan({"pairs": made}, shape), shape) for name, shape in shapes.items()}
+    share = {name: layouts.padding_share(layouts.plan({"pairs": made}, shape)) for name, shape in shapes.items()}
     assert share["packed"] < share["padded"]
     assert share["packed+shared"] < share["shared"]
 
@@ -135,7 +135,9 @@ def test_packing_pads_less():
         ({"layout": "stacked"}, "batch.layout is 'stacked'"),
         ({"layout": "packed", "length": 5}, "the row region holds 5 tokens, but the longest example needs 15"),
         ({"layout": "packed+shared", "response_length": 3}, "the response region holds 3 tokens"),
-        ({"layout": "padded", "length": 64}, "only packed layouts choose it"),
+        ({"layout": "padded", "length": 64}, "batch.length is 64, but layout 'padded' does not choose it"),
+        ({"layout": "packed+shared", "length": 64}, "batch.length is 64"),
+        ({"layout": "packed", "response_length": 64}, "batch.response_length is 64"),
         ({"layout": "padded", "rows": 1}, "one example needs 2 rows"),
         ({"layout": "padded", "rows": 3, "multiple_of": 2}, "use a multiple of 2"),
     ],
@@ -143,6 +145,27 @@ def test_packing_pads_less():
 def test_impossible_shapes_are_config_errors(arguments, message):
     with pytest.raises(ConfigError, match=message):
         layouts.batch_shape({"pairs": layouts.StreamShape(4, 2, MAX_PROMPT, MAX_RESPONSE)}, **arguments)
+
+
+@pytest.mark.parametrize("layout", layouts.LAYOUTS)
+@given(made=examples(), granule=st.sampled_from([4, 128]))
+def test_regions_are_rounded_up_to_a_granule(layout, made, granule):
+    given_sizes = {"packed": {"length": 21}, "packed+shared": {"prompt_length": 11, "response_length": 13}}
+    shape = shape_of(layout, 2, True, granule=granule, **given_sizes.get(layout, {}))
+    assert shape.layout.prompt % granule == shape.layout.response % granule == 0
+    batch = layouts.plan({"pairs": made}, shape)
+    for n, example in enumerate(made):
+        if len(example.responses[1]):
+            assert read_back(batch, n, 1)[1] == example.responses[1].tolist()
+
+
+def test_a_shape_in_words_and_in_the_names_of_the_config():
+    shared = shape_of("packed+shared", 1, False, prompt_length=16, response_length=14)
+    assert layouts.describe(shared) == "up to 5 micro-batches of 1 row of [16 | 14 | 14] tokens"
+    assert layouts.chosen_sizes(shared) == {"rows": 1, "prompt_length": 16, "response_length": 14}
+    packed = shape_of("packed", 9, False, length=30)
+    assert layouts.describe(packed) == "one micro-batch of 9 rows of [30] tokens"
+    assert layouts.chosen_sizes(packed) == {"rows": 9, "length": 30}
 
 
 def test_an_example_that_breaks_the_shape_is_named():

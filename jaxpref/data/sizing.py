@@ -1,0 +1,158 @@
+"""Chooses the row length, the region sizes and the rows of a micro-batch by predicted cost, on real batches.
+
+Longer rows waste less of their ends, but attention computes every query-key pair of a row, also those of different
+examples. More rows in a micro-batch fill a device better, but the last micro-batch of a batch is seldom full. Which of
+these weighs more depends on the model, the device and the data, so that no rule of thumb holds: candidates are laid out
+with trial batches of the data, and the cheapest one wins. What a batch *means* never depends on the choice.
+"""
+
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from jaxpref.batch import Layout
+from jaxpref.data import layouts
+
+STRETCH = (1.0, 1.25, 1.5, 2.0, 2.5, 3.0, 4.0)  # sizes of a region tried, over the longest part that it must hold
+PROPORTIONS = (0.8, 1.0, 1.25, 1.5)  # prompt regions tried, over the one that fills up as fast as the responses
+
+
+class Cost(NamedTuple):
+    """What a device's work costs, in units of what one token costs beside attention.
+
+    Attributes:
+        pair: a query and a key that meet in attention, whether masked or not.
+        least: tokens of a micro-batch on a device below which it takes no less time.
+        micro_batch: what every micro-batch costs beside its tokens (adding up the gradient).
+        several: factor on everything when a batch may need several micro-batches and the objective couples examples,
+            which takes an extra forward pass (``jaxpref.training.engine``); 1 for separable objectives.
+    """
+
+    pair: float
+    least: float = 0.0
+    micro_batch: float = 0.0
+    several: float = 1.0
+
+
+# A Llama of width 512 on a CPU: a token's projections and MLP take as long as attending to 512 keys.
+TYPICAL = Cost(pair=1 / 512, least=256, micro_batch=32)
+
+
+def attention_pairs(row: Layout) -> int:
+    """Query-key pairs of a row: ``Tp^2 + K Tr (Tp + Tr)``."""
+    return row.prompt**2 + row.responses * row.response * (row.prompt + row.response)
+
+
+def predicted(shape: layouts.BatchShape, used: Sequence[int], cost: Cost, *, devices: int = 1) -> float:
+    """Mean cost of batches.
+
+    .. math:: \\lceil u / R \\rceil \\; (\\max(R T, \\mathrm{least}) + \\mathrm{pair} \\; R A + \\mathrm{micro\\_batch})
+
+    for a batch that fills u rows, with R rows of T tokens and A attention pairs in a micro-batch of a device.
+
+    Args:
+        shape: of the batches.
+        used: rows that each batch fills.
+        cost: of the model on its device.
+        devices: the rows are divided over so many.
+    """
+    rows = shape.rows / devices
+    tokens = max(rows * shape.layout.length, cost.least)
+    micro_batch = tokens + cost.pair * rows * attention_pairs(shape.layout) + cost.micro_batch
+    factor = cost.several if shape.micro_batches > 1 else 1.0
+    return factor * micro_batch * float(np.mean([math.ceil(rows_ / shape.rows) for rows_ in used]))
+
+
+def choose(
+    streams: Mapping[str, layouts.StreamShape],
+    trials: Sequence[Mapping[str, Sequence[Any]]],
+    cost: Cost,
+    *,
+    layout: str,
+    rows: int = 0,
+    length: int = 0,
+    prompt_length: int = 0,
+    response_length: int = 0,
+    final: bool = False,
+    multiple_of: int = 1,
+    granule: int = 1,
+) -> layouts.BatchShape:
+    """The cheapest shape for a packed layout.
+
+    Args:
+        streams: shape of each stream's examples.
+        trials: batches of examples (``jaxpref.data.Tokenized``), as training may draw them.
+        cost: of the model on its device.
+        layout: ``packed`` or ``packed+shared``.
+        rows, length, prompt_length, response_length: fixed sizes; 0 leaves them to the choice.
+        final, multiple_of, granule: see :func:`jaxpref.data.layouts.batch_shape`.
+
+    Raises:
+        ConfigError: see :func:`jaxpref.data.layouts.batch_shape`.
+    """
+    fixed = {"layout": layout, "final": final, "granule": granule}
+    if layout == "packed":
+        least, _ = layouts.regions(streams, length=length, **fixed)
+        candidates = [{"length": size} for size in _stretched(least.length, length, granule)]
+    else:
+        least, _ = layouts.regions(streams, prompt_length=prompt_length, response_length=response_length, **fixed)
+        prompts, responses = _typical_tokens(trials)
+        candidates = [
+            {"prompt_length": prompt, "response_length": response}
+            for response in _stretched(least.response, response_length, granule)
+            for prompt in _in_proportion(
+                response * least.responses * prompts / max(responses, 1), least.prompt, prompt_length, granule
+            )
+        ]
+    shapes = []
+    for sizes in candidates:
+        row, slots = layouts.regions(streams, **sizes, **fixed)
+        used = [rows_needed(batch, row, final=final) for batch in trials]
+        for number in [rows] if rows else _numbers_of_rows(streams, row, slots, used, multiple_of):
+            shape = layouts.batch_shape(streams, rows=number, multiple_of=multiple_of, **sizes, **fixed)
+            shapes.append((predicted(shape, used, cost, devices=multiple_of), shape))
+    return min(shapes, key=lambda found: found[0])[1]
+
+
+def rows_needed(batch: Mapping[str, Sequence[Any]], row: Layout, *, final: bool) -> int:
+    """Rows that the examples of a batch fill, first fit decreasing as :func:`jaxpref.data.layouts.plan` does."""
+    taken = [layouts.footprint(example, row, final=final) for examples in batch.values() for example in examples]
+    taken.sort(key=lambda tokens: -int(tokens.sum()))
+    if row.shared:
+        capacity = np.array([row.prompt, *[row.response] * row.responses])
+    else:
+        capacity, taken = np.array([row.response]), [np.array([n]) for tokens in taken for n in tokens]
+    used = np.zeros((len(taken), len(capacity)), np.int64)
+    for tokens in taken:
+        used[np.argmax(np.all(used + tokens <= capacity, axis=-1))] += tokens
+    return max(1, int(np.count_nonzero(used.any(axis=-1))))
+
+
+def _typical_tokens(trials) -> tuple[float, float]:
+    """Tokens of all prompts, each counted once, and of all responses."""
+    examples = [example for batch in trials for stream in batch.values() for example in stream]
+    prompts = sum(len(example.prompt) for example in examples)
+    return prompts, sum(len(response) for example in examples for response in example.responses)
+
+
+def _stretched(needed: int, given: int, granule: int) -> list[int]:
+    return [given] if given else _rounded((needed * factor for factor in STRETCH), granule)
+
+
+def _in_proportion(balanced: float, needed: int, given: int, granule: int) -> list[int]:
+    return [given] if given else _rounded((max(needed, balanced * factor) for factor in PROPORTIONS), granule)
+
+
+def _rounded(sizes, granule: int) -> list[int]:
+    return sorted({math.ceil(math.floor(size) / granule) * granule for size in sizes})
+
+
+def _numbers_of_rows(streams, row: Layout, slots: int, used: Sequence[int], multiple_of: int) -> list[int]:
+    """Rows of a micro-batch to try: few, as many as the trial batches fill, and enough for any batch."""
+    segments = [(s.examples, 1 if row.shared else s.responses) for s in streams.values()]
+    least, most = (math.ceil(n / slots) for n in (max(k for _, k in segments), sum(n * k for n, k in segments)))
+    few = itertools.takewhile(lambda n: n < max(used), (step << k for k in itertools.count() for step in (2, 3)))
+    return sorted({math.ceil(max(n, least) / multiple_of) * multiple_of for n in {1, *few, *used, most}})

@@ -1,0 +1,72 @@
+"""From streams to the shape of batches: packed sizes come from the data and from what the model costs."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from jaxpref import models, objectives
+from jaxpref.configuration import schema
+from jaxpref.data import Tokenized, layouts
+from jaxpref.training import costs, inputs
+
+
+def stream(examples=200, seed=0):
+    random = np.random.default_rng(seed)
+
+    def tokens(most):
+        return random.integers(1, 50, random.integers(2, most))
+
+    return [
+        Tokenized(
+            tokens(120), answers := (tokens(60), tokens(60)), tuple(np.ones(len(a), bool) for a in answers), {}, ""
+        )
+        for _ in range(examples)
+    ]
+
+
+def make(method="dpo", **batch):
+    objective = objectives.build({"term": objectives.config(method, data="rows")})
+    section = schema.Batch(examples=16, **batch)
+    return inputs.make({"rows": stream()}, objective, section, schema.Train(steps=10), seed=3, devices=1)
+
+
+def test_packed_sizes_come_from_the_data():
+    padded, packed = (make(layout=layout) for layout in ("padded", "packed+shared"))
+
+    def computed(made):
+        batches = [made.batch(step) for step in range(10)]
+        return sum(int(batch.count) * batch.rows.tokens[0].size for batch in batches)
+
+    assert computed(packed) < 0.5 * computed(padded)
+    assert padded.shape.micro_batches == 1
+
+
+def test_fixed_sizes_are_kept():
+    shape = make(layout="packed+shared", rows=2, prompt_length=200, response_length=100).shape
+    assert layouts.chosen_sizes(shape) == {"rows": 2, "prompt_length": 200, "response_length": 100}
+
+
+def test_reward_heads_feed_one_more_token():
+    assert (
+        make("bradley_terry", layout="shared").shape.layout.response == 1 + make(layout="shared").shape.layout.response
+    )
+
+
+def test_wide_models_pay_less_for_attention():
+    narrow, wide = models.BUILTIN["micro"], dataclasses.replace(models.BUILTIN["llama3-8b"], vocab_size=512)
+    assert costs.of(wide, "cpu").pair < 0.1 * costs.of(narrow, "cpu").pair
+
+
+@pytest.mark.parametrize("reference, several", [(False, 4 / 3), (True, 6 / 4)])
+def test_coupled_objectives_pay_a_forward_for_several_micro_batches(reference, several):
+    assert costs.of(models.BUILTIN["nano"], "cpu", coupled=True, reference=reference).several == pytest.approx(several)
+    assert costs.of(models.BUILTIN["nano"], "cpu", reference=reference).several == 1.0
+
+
+def test_an_unmeasured_platform_counts_floating_point_operations():
+    config = models.BUILTIN["nano"]
+    token = 2 * config.width * (2 * config.width + 2 * config.key_value_heads * config.head_dim + 3 * config.mlp_width)
+    token = config.layers * token + 2 * config.width * config.vocab_size
+    pair = 4 * config.layers * config.heads * config.head_dim
+    assert costs.of(config, "elsewhere").pair == pytest.approx(pair / token)
