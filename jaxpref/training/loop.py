@@ -26,6 +26,7 @@ from jaxpref.training import (
     selfcheck,
     throughput,
 )
+from jaxpref.training.arrivals import Arrivals
 from jaxpref.training.digest import leaf_digests
 
 MOVEMENT_STEPS = 3  # by then every trainable leaf has moved
@@ -100,11 +101,22 @@ def run(config, workdir: str, *, dry_run: bool = False, stages: epath.Path | Non
         digests = leaf_digests(state.params) if first == 0 else None
         writer = cleanup.enter_context(metrics.Writer(files.path, sections.log, first_step=first, keep=not dry_run))
         clock = throughput.Clock(
-            parts.model.config,
             parts.mesh,
             examples=sum(parts.inputs.sizes.values()),
-            passes=throughput.FORWARD_AND_BACKWARD + (parts.reference is not None),
+            passes=throughput.passes(state.params, parts.trainable, reference=parts.reference is not None),
         )
+        forms = parts.objective.closed_forms(parts.inputs.batch(0).examples) if starts_at_reference else {}
+
+        def take(done: int, values: dict[str, float], logged: bool) -> None:
+            selfcheck.check_finite(done, values)
+            if done == 1:
+                selfcheck.check_closed_form(forms, values, parts.model.dtype.name)
+            clock.arrived(values)
+            if logged:
+                writer.write(done, values | clock.lap())
+                results.update(values)
+
+        arrivals = Arrivals(take)
         advance = cleanup.enter_context(metrics.progress_bar(first, steps, sections.log))
         terminated = cleanup.enter_context(termination())
         batch = parts.place(first)
@@ -112,24 +124,19 @@ def run(config, workdir: str, *, dry_run: bool = False, stages: epath.Path | Non
             done = number + 1
             with metrics.profile(sections.profile, number, files.path):
                 state, measured = train_step(state, parts.reference, key, batch)
+            measured |= {"learning_rate": (parts.learning_rate(number), 1)}  # also computed by the devices, in order
+            arrivals.started(done, measured, logged=number == 0 or done % sections.log.every == 0 or done == steps)
             if done < steps:
-                with clock.waiting_for_input():
+                with clock.preparing_input(arrivals.running):
                     batch = parts.place(done)  # laid out on the host while the devices work
 
             # -------------------------------------------------------------------------------------- measure and check
-            if number == 0 or done % sections.log.every == 0 or done == steps:
-                values = metrics.means(measured) | {"learning_rate": float(parts.learning_rate(number))}
-                selfcheck.check_finite(done, values)
-                if number == 0 and starts_at_reference:
-                    forms = parts.objective.closed_forms(parts.inputs.batch(0).examples)
-                    selfcheck.check_closed_form(forms, values, parts.model.dtype.name)
-                writer.write(done, values | clock.lap(done, measured))
-                results |= values
+            due = [evaluation for evaluation in evaluations if evaluation.due(done, steps)] if not dry_run else []
+            arrivals.collect(newest=number == first or bool(due) or done == steps)
             if done == MOVEMENT_STEPS and digests is not None:
                 parts.check_movement(digests, state)
 
             # ----------------------------------------------------------------------------------------------- evaluate
-            due = [evaluation for evaluation in evaluations if evaluation.due(done, steps)] if not dry_run else []
             for evaluation in due:
                 scores = heldout.run(evaluation, parts, state)
                 say(f"Held out after step {done}: {heldout.headline(scores)}")
@@ -138,18 +145,19 @@ def run(config, workdir: str, *, dry_run: bool = False, stages: epath.Path | Non
                 results |= scores
             if due:
                 progress |= heldout.patience(sections.early_stop, progress, results)
-                clock.restart(done)
+                clock.restart()
             interrupted = terminated(done)
             stopping = interrupted or progress["waited"] >= sections.early_stop.patience
             advance(done, results)
 
             # --------------------------------------------------------------------------------------------------- save
             if saver is not None and (saver.due(done) or done == steps or stopping):
+                arrivals.collect(newest=True)
                 best = results.get(sections.checkpoint.best.metric) if due else None
                 writer.upload()
                 progress |= {"results": results, "examples": parts.inputs.passed(done)}
                 saver.save(done, state, progress, value=best)
-                clock.restart(done)
+                clock.restart()
             if stopping:
                 more = "the same command continues" if interrupted else "no evaluation improved for long enough"
                 say(f"{workdir}: stopped after step {done}; {more}.")

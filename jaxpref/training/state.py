@@ -9,7 +9,7 @@ import optax
 
 from jaxpref import models
 from jaxpref.batch import Batch, Layout
-from jaxpref.training import engine, trees
+from jaxpref.training import engine, throughput, trees
 
 
 class TrainState(NamedTuple):
@@ -85,6 +85,7 @@ def make_step(model, objective, optimizer, mask, layout: Layout, *, cached=froze
     Metrics are global ``(sum, count)`` pairs.
     """
     needs = engine.channel_names(objective, cached)
+    reads_vocabulary = not needs.isdisjoint(models.vocabulary.FUNCTIONS)
 
     def step(state: TrainState, reference, key, batch: Batch):
         forward = make_forward(model, layout, needs, reference)
@@ -104,7 +105,8 @@ def make_step(model, objective, optimizer, mask, layout: Layout, *, cached=froze
         if decay:
             average = jax.tree.map(lambda a, b: decay * a + (1 - decay) * b.astype(a.dtype), average, updated)
         metrics = {"loss": (result.loss, jnp.ones(()))} | result.metrics
-        metrics |= _norms(gradients, updates) | _token_counts(batch)
+        metrics |= _norms(gradients, updates)
+        metrics |= throughput.workload(batch, layout, model.config, vocabulary=reads_vocabulary)
         return TrainState(state.step + 1, merge(updated, frozen), moments, result.state, average), metrics
 
     return step
@@ -139,16 +141,3 @@ def _norms(gradients, updates):
 def _norm(tree):
     """Global norm in float32, which bf16 sums would not be."""
     return jnp.sqrt(sum(jnp.sum(jnp.square(trees.widen(leaf))) for leaf in jax.tree.leaves(tree)))
-
-
-def _token_counts(batch: Batch):
-    """Tokens that the model read, tokens that were scored, and the share of computed positions that held nothing."""
-    read = jnp.sum(batch.rows.segments > 0)
-    computed = batch.count * batch.rows.tokens[0].size
-    scored = sum(jnp.sum(examples.mask) for examples in batch.examples.values())
-    one = jnp.ones((), jnp.float32)
-    return {
-        "tokens/read": (read.astype(jnp.float32), one),
-        "tokens/scored": (scored.astype(jnp.float32), one),
-        "tokens/padding_share": ((computed - read).astype(jnp.float32), computed.astype(jnp.float32)),
-    }

@@ -1,14 +1,37 @@
 """How fast a run is: tokens and examples a second, and model FLOPs utilisation (MFU).
 
-MFU = FLOPs that the model's mathematics needs / (seconds x peak FLOPs of the devices). Recomputation (remat) and
-padding are not needed, so they lower it. Everything here is wall-clock: its names start with ``time/``.
+Of every batch the train step measures (:func:`workload`)
+
+* ``tokens/read``: tokens that the model reads, a prompt as often as the layout repeats it;
+* ``tokens/unique``: the same with every prompt once; it does not depend on the layout, so it compares layouts;
+* ``tokens/scored``: target tokens;
+* ``tokens/context``: mean number of keys that a token attends to in a layer without a window, itself included;
+* ``tokens/padding_share``: share of the computed positions that hold no token;
+* ``flops/read``, ``flops/unique``: floating-point operations of one forward pass over these tokens, without
+  recomputation and padding (:func:`forward_flops`).
+
+Wall-clock names start with ``time/``. The clock runs from one arrival of results to another: the results of a step are
+awaited after the next one was started, so that devices never wait for the host, and ``time/seconds_per_step`` is what a
+step takes when they are busy. Between two log lines, with n steps, s seconds and peak FLOP/s p of all devices::
+
+    time/seconds_per_step       s / n
+    time/tokens_per_second      sum of tokens/read / s                          (time/unique_tokens_per_second)
+    time/mfu                    passes x sum of flops/read / (s p)              (time/unique_mfu: of flops/unique)
+    time/input_share            seconds spent on batches with idle devices / s  (no step was running any more)
+
+where ``passes`` (:func:`passes`) says how many forward passes a step is worth. Recomputation (remat) and padding are
+not needed, so they lower MFU.
 """
 
 import contextlib
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import jax
+import jax.numpy as jnp
+
+from jaxpref.batch import Batch, Layout
+from jaxpref.data.layouts import NOWHERE
 
 # Peak dense bfloat16 FLOP/s of one jax device, by a part of its kind, the more special names first. Data sheets of GPUs
 # print twice as much, with structured sparsity. A TPU v3 and a TPU7x chip are two jax devices each.
@@ -34,7 +57,8 @@ PEAKS = {
     "L4": 121e12,
 }
 
-FORWARD_AND_BACKWARD = 3  # the backward pass costs twice the forward pass
+FORWARD_AND_BACKWARD = 3  # the backward pass costs twice the forward pass: gradients of activations, and of weights
+TOTALS = ("tokens/read", "tokens/unique", "flops/read", "flops/unique")  # what the clock adds up
 
 
 def peak_flops(kind: str) -> float | None:
@@ -47,88 +71,167 @@ def peak_flops(kind: str) -> float | None:
 
 
 def flops_per_token(config, context: float, *, vocabulary: bool = True) -> float:
-    """Floating-point operations of a forward pass for one token; a training step needs three times as many.
+    """Floating-point operations of a forward pass for one token that attends to ``context`` keys.
 
-    Per layer, with D width, H query heads, G key-value heads of size d, F MLP width, and C keys that a token attends to
-    (a multiplication and an addition are two operations)::
+    The mean context of causal sequences of T tokens is (T + 1) / 2; local layers see at most their window. See
+    :func:`forward_flops`.
+    """
+    local = context if config.window is None else min(context, config.window)
+    return float(forward_flops(config, 1.0, context, local, vocabulary=vocabulary))
 
-        query, key, value, out   2·D·d·(2H + 2G)
-        scores and mixing        4·H·d·C
-        MLP                      2·D·F·(3 when gated, else 2)
 
-    and 2·D·V for the vocabulary, once. Norms, activations, rotations and the embedding lookup are left out.
+def forward_flops(config, tokens, keys, local_keys, *, vocabulary: bool = True):
+    """Floating-point operations of a forward pass; a training step needs about three times as many (:func:`passes`).
+
+    Per layer, with D width, H query heads, G key-value heads of size d, F MLP width (a multiplication and an addition
+    are two operations)::
+
+        query, key, value, out   2·D·d·(2H + 2G)                 a token
+        MLP                      2·D·F·(3 when gated, else 2)    a token
+        scores and mixing        4·H·d                           a key that a token attends to
+
+    and 2·D·V for the vocabulary, once a token. Norms, activations, rotations and the embedding lookup are left out.
 
     Args:
         config: ``jaxpref.models.ModelConfig``.
-        context: C, the mean number of keys that a token attends to: (T + 1) / 2 for causal sequences of T tokens. Local
-            layers see at most their window.
-        vocabulary: whether the token meets the vocabulary (a reward model's does not).
+        tokens: number of tokens.
+        keys: sum over tokens of the keys that each attends to.
+        local_keys: the same in layers with a window.
+        vocabulary: whether tokens meet the vocabulary (those of a reward model do not).
     """
     heads = config.heads * config.head_dim
     projections = 2 * config.width * config.head_dim * (2 * config.heads + 2 * config.key_value_heads)
     mlp = 2 * config.width * config.mlp_width * (3 if config.gated else 2)
-    contexts = [min(context, config.window) if local and config.window else context for local in config.local]
-    layers = sum(projections + mlp + 4 * heads * keys for keys in contexts)
-    return float(layers + 2 * config.width * config.vocab_size * vocabulary)
+    token = config.layers * (projections + mlp) + 2 * config.width * config.vocab_size * vocabulary
+    local = sum(config.local)
+    return float(token) * tokens + 4.0 * heads * ((config.layers - local) * keys + local * local_keys)
+
+
+def passes(params, trainable, *, reference: bool) -> float:
+    """How many forward passes a training step is worth.
+
+    One for the forward pass, one for the gradients of activations, one for those of weights times the share of the
+    model's weights that are trained (none of them under an adapter, whose own are not counted), and one for a reference
+    that runs along. What the engine or remat compute twice does not count.
+
+    Args:
+        params: ``{"model": ..., ...}``, arrays or shapes.
+        trainable: tree of bools like it.
+        reference: whether a reference runs along.
+    """
+    weights, trained = jax.tree.leaves(params["model"]), jax.tree.leaves(trainable["model"])
+    share = sum(w.size for w, t in zip(weights, trained, strict=True) if t) / sum(w.size for w in weights)
+    return FORWARD_AND_BACKWARD - 1 + share + reference
+
+
+def workload(batch: Batch, layout: Layout, config, *, vocabulary: bool) -> dict[str, tuple[jax.Array, jax.Array]]:
+    """What a batch asks of the model, as (sum, count) pairs; described at the top of this module.
+
+    A token at position p attends to p + 1 keys in every layout. An example's prompt is read once for each response that
+    holds anything, where responses share it only its last token.
+
+    Args:
+        batch: rows ``[M, R, T]``.
+        layout: regions of a row.
+        config: ``jaxpref.models.ModelConfig``.
+        vocabulary: whether any term of the objective reads the vocabulary.
+    """
+    real = batch.rows.segments > 0
+    read = jnp.sum(real, dtype=float)
+    computed = (batch.count * batch.rows.tokens[0].size).astype(float)
+    scored = sum(jnp.sum(examples.mask, dtype=float) for examples in batch.examples.values())
+    prompts, copies = zip(*(_prompt_copies(batch, examples) for examples in batch.examples.values()), strict=True)
+    prompts, copies = jnp.concatenate(prompts), jnp.concatenate(copies)
+    unique = read - jnp.sum(copies if layout.shared else copies * prompts)
+
+    def keys(most: float) -> tuple[jax.Array, jax.Array]:
+        """Keys of all tokens, and of those that are not read again, when a token attends to at most so many."""
+        seen = jnp.sum(jnp.where(real, jnp.minimum(batch.rows.positions + 1, most), 0), dtype=float)
+        near = jnp.minimum(prompts, most)
+        again = near if layout.shared else near * (near + 1) / 2 + (prompts - near) * near
+        return seen, seen - jnp.sum(copies * again)
+
+    everywhere, nearby = keys(jnp.inf), keys(jnp.inf if config.window is None else config.window)
+    one = jnp.ones(())
+    flops = [
+        forward_flops(config, tokens, *seen, vocabulary=vocabulary)
+        for tokens, seen in zip((read, unique), zip(everywhere, nearby, strict=True), strict=True)
+    ]
+    return {
+        "tokens/read": (read, one),
+        "tokens/unique": (unique, one),
+        "tokens/scored": (scored, one),
+        "tokens/context": (everywhere[0], read),
+        "tokens/padding_share": (computed - read, computed),
+        "flops/read": (flops[0], one),
+        "flops/unique": (flops[1], one),
+    }
+
+
+def _prompt_copies(batch: Batch, examples) -> tuple[jax.Array, jax.Array]:
+    """Of each example ``[N]``: tokens of its prompt, and how often more than once the prompt is read."""
+    first = examples.index[:, :, 0]
+    last_of_prompt = batch.rows.positions.reshape(-1).at[first].get(mode="fill", fill_value=-1)
+    present = jnp.sum(first != NOWHERE, axis=1, dtype=float)
+    return jnp.max(last_of_prompt, axis=1).astype(float) + 1, jnp.maximum(present - 1, 0)
 
 
 class Clock:
-    """Measures a run between log lines. The first lap holds the compilation and is reported as such."""
+    """Measures a run between log lines. The first step, which holds the compilation, is reported apart."""
 
-    def __init__(self, config, mesh, *, examples: int = 0, context: float = 0.0, passes: float = FORWARD_AND_BACKWARD):
+    def __init__(self, mesh, *, examples: int = 0, passes: float = FORWARD_AND_BACKWARD):
         """Starts the clock.
 
         Args:
-            config: ``jaxpref.models.ModelConfig``.
             mesh: the device mesh.
             examples: examples of a batch; 0 leaves examples a second out.
-            context: mean number of keys that a token attends to; 0 counts no attention scores.
-            passes: forward passes that a token's step is worth: 3, and one more for a reference that runs along.
+            passes: forward passes that a step is worth.
         """
         devices = mesh.devices.ravel()
         peak = peak_flops(devices[0].device_kind)
         self._peak = None if peak is None else peak * len(devices)
-        self._flops = passes * flops_per_token(config, context)
-        self._examples = examples
-        self._compiled = False
-        self._waited = 0.0
-        self._step: int | None = None
+        self._passes, self._examples = passes, examples
+        self._compiled, self._unreported = False, {}
+        self.restart()
+
+    def restart(self) -> None:
+        """Leaves out the time since the last lap (an evaluation, a checkpoint), in which no step was running."""
+        self._steps, self._idle, self._totals = 0, 0.0, dict.fromkeys(TOTALS, 0.0)
         self._start = time.perf_counter()
 
-    def restart(self, step: int) -> None:
-        """Leaves out the time since the last lap (an evaluation, a checkpoint); ``step`` steps are finished."""
-        self._step, self._start, self._waited = step, time.perf_counter(), 0.0
-
     @contextlib.contextmanager
-    def waiting_for_input(self):
-        """Time inside is time in which no new step was started."""
+    def preparing_input(self, running: Callable[[], bool]):
+        """Time inside is spent on the next batch; it counts as idle when no step is running any more at its end.
+
+        That overstates idleness by up to the time that the last step still took.
+        """
         start = time.perf_counter()
         yield
-        self._waited += time.perf_counter() - start
+        if not running():
+            self._idle += time.perf_counter() - start
 
-    def lap(self, step: int, measured: Mapping[str, tuple]) -> dict[str, float]:
-        """Numbers of the steps since the last lap or restart.
-
-        Args:
-            step: number of finished steps; their results must have arrived, or the clock stops too early.
-            measured: (sum, count) of the last step, of which ``tokens/read`` and, if present, ``tokens/unique`` (a
-                prompt that two responses share counts once) stand for each of the steps.
-        """
-        seconds, waited, last = time.perf_counter() - self._start, self._waited, self._step
-        self.restart(step)
+    def arrived(self, values: Mapping[str, float]) -> None:
+        """The results of one more step are there, among them those of :func:`workload`."""
         if not self._compiled:
-            self._compiled = True
-            return {"time/first_step_seconds": seconds}
-        if last is None or step <= last or seconds <= 0:
-            return {}
-        steps = step - last
-        numbers = {"time/seconds_per_step": seconds / steps, "time/input_share": waited / seconds}
+            self._compiled, self._unreported = True, {"time/first_step_seconds": time.perf_counter() - self._start}
+            self.restart()
+            return
+        self._steps += 1
+        self._totals = {name: total + values.get(name, 0.0) for name, total in self._totals.items()}
+
+    def lap(self) -> dict[str, float]:
+        """Numbers of the steps whose results arrived since the last lap or restart."""
+        seconds, steps, idle, totals = time.perf_counter() - self._start, self._steps, self._idle, self._totals
+        numbers, self._unreported = self._unreported, {}
+        self.restart()
+        if not steps or seconds <= 0:
+            return numbers
+        numbers |= {"time/seconds_per_step": seconds / steps, "time/input_share": idle / seconds}
         if self._examples:
             numbers["time/examples_per_second"] = self._examples * steps / seconds
-        for metric, infix in (("tokens/read", ""), ("tokens/unique", "unique_")):
-            if metric in measured:
-                rate = float(jax.device_get(measured[metric][0])) * steps / seconds
-                numbers[f"time/{infix}tokens_per_second"] = rate
-                if self._peak is not None:
-                    numbers[f"time/{infix}mfu"] = rate * self._flops / self._peak
+        for kind, infix in (("read", ""), ("unique", "unique_")):
+            if totals[f"tokens/{kind}"]:
+                numbers[f"time/{infix}tokens_per_second"] = totals[f"tokens/{kind}"] / seconds
+            if totals[f"flops/{kind}"] and self._peak is not None:
+                numbers[f"time/{infix}mfu"] = self._passes * totals[f"flops/{kind}"] / seconds / self._peak
         return numbers

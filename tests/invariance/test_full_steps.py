@@ -36,7 +36,8 @@ from tests.invariance.cases import (
 
 SIZES = {"pairs": 8, "demonstrations": 12, "unpaired": 9}
 RAGGED = {"pairs": 5, "demonstrations": 9, "unpaired": 3}
-LAYOUT_METRICS = ("tokens/read", "tokens/padding_share")  # these say how examples lie in rows
+# These say how examples lie in rows.
+LAYOUT_METRICS = ("tokens/read", "tokens/context", "tokens/padding_share", "flops/read")
 
 
 def moving_target_loss(chosen_logps, rejected_logps, state, where=None, *, decay=0.5):

@@ -2,7 +2,6 @@ import io
 import json
 import math
 import sys
-import time
 import types
 
 import jax
@@ -13,9 +12,8 @@ import rich.console
 from etils import epath
 from jax.sharding import NamedSharding, PartitionSpec
 
-from jaxpref import models
 from jaxpref.errors import ConfigError
-from jaxpref.training import mesh, metrics, throughput
+from jaxpref.training import mesh, metrics
 from tests.training.object_store import write_once
 
 
@@ -230,82 +228,3 @@ def test_profile_traces_its_window(tmp_path, monkeypatch):
     assert not calls
     with pytest.raises(ConfigError, match="profile is .3, 1."), metrics.profile((3, 1), 0, tmp_path):
         pass
-
-
-# ------------------------------------------------------------------------------------------------ throughput
-
-
-def test_flops_are_two_for_every_weight_that_a_token_meets_plus_attention():
-    config = models.BUILTIN["nano"]
-    params = jax.eval_shape(lambda: models.init(models.Transformer(config), jax.random.key(0)))
-    kernels = [leaf for path, leaf in jax.tree.leaves_with_path(params["layers"]) if "kernel" in str(path)]
-    weights = sum(leaf.size for leaf in kernels) + config.width * config.vocab_size
-    attention = 4 * config.layers * config.heads * config.head_dim * 16.5
-    assert throughput.flops_per_token(config, 16.5) == 2 * weights + attention
-    without = throughput.flops_per_token(config, 16.5, vocabulary=False)
-    assert without == 2 * (weights - config.width * config.vocab_size) + attention
-
-
-def test_a_local_layer_attends_to_its_window_at_most():
-    fields = models.BUILTIN["nano"].to_dict()
-    layers = fields["layers"]
-    local = models.ModelConfig.from_dict(fields | {"window": 8, "local_layers": [True] + [False] * (layers - 1)})
-    difference = throughput.flops_per_token(models.BUILTIN["nano"], 100.0) - throughput.flops_per_token(local, 100.0)
-    assert difference == 4 * local.heads * local.head_dim * (100 - 8)
-
-
-@pytest.mark.parametrize(
-    ("kind", "peak"),
-    [
-        ("NVIDIA H100 80GB HBM3", 989e12),
-        ("NVIDIA H100 PCIe", 756e12),
-        ("NVIDIA H200", 989e12),
-        ("NVIDIA A100-SXM4-80GB", 312e12),
-        ("NVIDIA L4", 121e12),
-        ("NVIDIA L40S", 362e12),
-        ("NVIDIA GB200", 2500e12),
-        ("TPU v4", 275e12),
-        ("TPU v5 lite", 197e12),
-        ("TPU v5", 459e12),
-        ("TPU v5p", 459e12),
-        ("TPU v6 lite", 918e12),
-        ("cpu", None),
-        ("Some new device", None),
-    ],
-)
-def test_trap_74_peaks_are_dense(kind, peak):
-    """H100 is 989 TFLOP/s; the 1979 of its data sheet need structured sparsity."""
-    assert throughput.peak_flops(kind) == peak
-
-
-def test_trap_74_processed_and_unique_tokens_are_reported_apart(monkeypatch):
-    now = [0.0]
-    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
-    devices = np.array([types.SimpleNamespace(device_kind="TPU v4")] * 2)
-    config = models.BUILTIN["nano"]
-    clock = throughput.Clock(config, types.SimpleNamespace(devices=devices), examples=4, context=10.0)
-    measured = {"tokens/read": (jnp.float32(100), 1), "tokens/unique": (jnp.float32(60), 1)}
-    now[0] = 30.0
-    assert clock.lap(1, measured) == {"time/first_step_seconds": 30.0}
-    with clock.waiting_for_input():
-        now[0] += 0.5
-    now[0] += 1.5
-    got = clock.lap(3, measured)
-    need = 3 * throughput.flops_per_token(config, 10.0)
-    assert got == pytest.approx({
-        "time/seconds_per_step": 1.0, "time/input_share": 0.25, "time/examples_per_second": 4.0,
-        "time/tokens_per_second": 100.0, "time/mfu": 100 * need / (2 * 275e12),
-        "time/unique_tokens_per_second": 60.0, "time/unique_mfu": 60 * need / (2 * 275e12),
-    })  # fmt: skip
-    now[0] += 99.0
-    clock.restart(3)
-    now[0] += 2.0
-    assert clock.lap(4, measured)["time/seconds_per_step"] == 2.0
-
-
-def test_on_a_cpu_there_is_no_mfu():
-    devices = types.SimpleNamespace(devices=np.array(jax.devices()[:1]))
-    clock = throughput.Clock(models.BUILTIN["nano"], devices)
-    measured = {"tokens/read": (1.0, 1)}
-    clock.lap(1, measured)
-    assert set(clock.lap(2, measured)) == {"time/seconds_per_step", "time/input_share", "time/tokens_per_second"}
