@@ -70,10 +70,15 @@ def fill(
         lambda params, batch: score_batch(model, shape, params, batch),
         out_shardings=NamedSharding(devices, PartitionSpec()),
     )
+    running: tuple | None = None
     for name, chosen in batches:
         streams = {other: chosen if other == name else [] for other in shape.streams}
-        values = np.asarray(score(reference, mesh.place_batch(layouts.plan(streams, shape), devices))[name])
-        cache.add(_entries(chosen, values))
+        scored = score(reference, mesh.place_batch(layouts.plan(streams, shape), devices))[name]
+        if running is not None:  # written while the devices work on the next batch
+            cache.add(_entries(*running))
+        running = chosen, scored
+    if running is not None:
+        cache.add(_entries(*running))
 
 
 def _cut(examples: list[Tokenized], size: int) -> list[list[Tokenized]]:
@@ -91,7 +96,8 @@ def score_batch(model: models.Transformer, shape: layouts.BatchShape, params, ba
     return {name: gather(logps, stream) for name, stream in batch.examples.items()}
 
 
-def _entries(examples, values: np.ndarray) -> dict[str, np.ndarray]:
+def _entries(examples, scored: jax.Array) -> dict[str, np.ndarray]:
+    values = np.asarray(scored)
     return {
         key: values[n, k, : len(example.responses[k])]
         for n, example in enumerate(examples)

@@ -3,6 +3,9 @@
 An entry belongs to one (prompt, response, mask) scored by one set of parameters in one compute dtype, token by token.
 Nothing else enters the key, so entries are shared between runs, losses, layouts and seeds; a change of the length rule,
 the template, the tokenizer or the model changes the tokens or the digest, and misses.
+
+Entries lie in part files that are never changed and are called by the digest of their bytes, so that writers cannot
+disturb each other, and a part that is not what was written is never read.
 """
 
 import hashlib
@@ -48,16 +51,23 @@ def distinct(examples: Iterable) -> list:
 
 
 class ReferenceCache:
-    """A directory of immutable part files; safe under concurrent writers, who can only add parts."""
+    """A directory of immutable part files; safe under concurrent writers, who can only add parts.
+
+    Attributes:
+        directory: of one set of parameters in one compute dtype.
+        parameters: their digest.
+        dtype: of the entries: float64 where the compute dtype is, else float32.
+    """
 
     def __init__(self, directory: str, *, parameters: str, dtype: str, keep: bool = True):
         """Opens the entries of one set of parameters in one compute dtype; ``keep`` writes new ones to disk."""
         self.parameters, self.keep = parameters, keep
+        self.dtype = np.dtype("float64" if dtype == "float64" else "float32")
         self.directory = epath.Path(directory) / f"{parameters}-{dtype}"
         self._entries: dict[str, np.ndarray] = {}
         if self.directory.exists():
             for part in sorted(self.directory.glob("part-*.npz")):
-                self._entries.update(_read_part(part))
+                self._entries.update(_read_part(part, self.dtype))
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -72,15 +82,16 @@ class ReferenceCache:
         A content that another batch scores again keeps its first value: the two may differ by rounding, and which part
         is read last is chance, so that a resumed run would differ too.
         """
-        entries = {key: values for key, values in entries.items() if key not in self._entries}
+        entries = {key: np.asarray(v, self.dtype) for key, v in entries.items() if key not in self._entries}
         self._entries.update(entries)
         if not (entries and self.keep):
             return
-        part = self.directory / f"part-{uuid.uuid4().hex}.npz"
-        unfinished = part.with_suffix(".tmp")
+        packed = _pack(entries)
+        part = self.directory / f"part-{hashlib.sha256(packed).hexdigest()}.npz"
+        unfinished = self.directory / f"{uuid.uuid4().hex}.tmp"
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
-            unfinished.write_bytes(_pack(entries))
+            unfinished.write_bytes(packed)
             unfinished.rename(part)
         except OSError as error:
             raise CheckpointError(
@@ -91,7 +102,7 @@ class ReferenceCache:
         """Adds cached log-probs to a planned batch, as side input ``ref_logps`` ``[N, K, L]``; a missing one raises."""
         examples = dict(batch.examples)
         for name, stream in shape.streams.items():
-            values = np.zeros((stream.examples, stream.responses, stream.response), np.float32)
+            values = np.zeros((stream.examples, stream.responses, stream.response), self.dtype)
             for n, example in enumerate(streams[name]):
                 for k, key in enumerate(keys_of(example)):
                     values[n, k, : len(example.responses[k])] = self[key, example.origin]
@@ -110,23 +121,17 @@ class ReferenceCache:
 def _pack(entries: Mapping[str, np.ndarray]) -> bytes:
     buffer = io.BytesIO()
     values = list(entries.values())
-    np.savez(
-        buffer,
-        keys=np.array(list(entries)),
-        sizes=np.array([len(v) for v in values], np.int64),
-        values=np.concatenate(values).astype(np.float32),
-    )
+    sizes = np.array([len(v) for v in values], np.int64)
+    np.savez(buffer, keys=np.array(list(entries)), sizes=sizes, values=np.concatenate(values))
     return buffer.getvalue()
 
 
-def _read_part(part: epath.Path) -> dict[str, np.ndarray]:
-    try:
-        with np.load(io.BytesIO(part.read_bytes()), allow_pickle=False) as stored:
-            keys, sizes, values = stored["keys"], stored["sizes"], stored["values"]
-    except Exception as error:
-        raise CheckpointError(
-            f"{part} is not a readable part of a reference cache ({error}); delete it, it is recomputed."
-        ) from error
-    if sizes.sum() != len(values) or len(sizes) != len(keys) or not np.isfinite(values).all():
-        raise CheckpointError(f"{part} holds unfilled or non-finite log-probs; delete it, it is recomputed.")
+def _read_part(part: epath.Path, dtype: np.dtype) -> dict[str, np.ndarray]:
+    packed = part.read_bytes()
+    if part.name != f"part-{hashlib.sha256(packed).hexdigest()}.npz":
+        raise CheckpointError(f"{part} is not what was written; delete it, it is recomputed.")
+    with np.load(io.BytesIO(packed), allow_pickle=False) as stored:
+        keys, sizes, values = stored["keys"], stored["sizes"], stored["values"]
+    if not np.isfinite(values).all() or values.dtype != dtype:
+        raise CheckpointError(f"{part} holds non-finite or {values.dtype} log-probs; delete it, it is recomputed.")
     return dict(zip(keys.tolist(), np.split(values, np.cumsum(sizes)[:-1]), strict=True))

@@ -1,5 +1,6 @@
 """The reference cache is keyed by content and never hands out what was not computed."""
 
+import multiprocessing
 from typing import NamedTuple
 
 import numpy as np
@@ -83,10 +84,65 @@ def test_trap_53_unfilled_entries_raise(tmp_path):
         open_cache(tmp_path)
 
 
-def test_a_truncated_part_is_named(tmp_path):
+@pytest.mark.parametrize("damage", ["cut", "flipped", "replaced"])
+def test_a_part_that_is_not_what_was_written_is_named_and_never_read(tmp_path, damage):
     cache = open_cache(tmp_path)
     cache.add({"k": np.array([-1.0])})
     (part,) = cache.directory.glob("part-*")
-    part.write_bytes(part.read_bytes()[:40])
-    with pytest.raises(CheckpointError, match="not a readable part"):
+    content = bytearray(part.read_bytes())
+    if damage == "cut":
+        content = content[:40]
+    elif damage == "flipped":
+        content[len(content) // 2] ^= 1
+    else:
+        other = open_cache(tmp_path / "other")
+        other.add({"k": np.array([-2.0])})
+        content = next(other.directory.glob("part-*")).read_bytes()
+    part.write_bytes(content)
+    with pytest.raises(CheckpointError, match="is not what was written; delete it"):
         open_cache(tmp_path)
+
+
+def test_a_write_that_was_cut_off_is_not_read(tmp_path):
+    cache = open_cache(tmp_path)
+    cache.add({"k": np.array([-1.0])})
+    (cache.directory / "0123.tmp").write_bytes(b"half of a part")
+    assert len(open_cache(tmp_path)) == 1
+
+
+def test_entries_of_float64_models_are_float64(tmp_path):
+    value, (key,) = np.array([-1.0 - 2.0**-40]), keys_of(example([1]))
+    open_cache(tmp_path, dtype="float64").add({key: value})
+    again = open_cache(tmp_path, dtype="float64")
+    np.testing.assert_array_equal(again[key, ""], value)
+    shape = layouts.batch_shape({"pairs": layouts.StreamShape(1, 1, 2, 1)}, layout="padded")
+    streams = {"pairs": [example([1])]}
+    side = again.attach(layouts.plan(streams, shape), streams, shape).examples["pairs"].side["ref_logps"]
+    assert side.dtype == np.float64 and side[0, 0, 0] == value
+    open_cache(tmp_path, dtype="bfloat16").add({key: value})
+    assert open_cache(tmp_path, dtype="bfloat16")[key, ""].dtype == np.float32
+
+
+def _write_many(folder, writer: int) -> None:
+    """The work of one of several processes: entries of its own, and some that all of them write."""
+    cache = open_cache(folder)
+    for number in range(20):
+        cache.add({f"{writer}-{number}": np.full(3, -1.0 - writer), f"shared-{number}": np.full(2, -0.5 - number)})
+
+
+def test_processes_that_write_at_once_lose_nothing(tmp_path):
+    context = multiprocessing.get_context("fork")
+    writers = [context.Process(target=_write_many, args=(tmp_path, writer)) for writer in range(3)]
+    for writer in writers:
+        writer.start()
+    seen = 0
+    while any(writer.is_alive() for writer in writers):
+        now = len(open_cache(tmp_path))  # a reader in between sees whole parts only
+        assert now >= seen
+        seen = now
+    assert [writer.exitcode for writer in writers] == [0, 0, 0]
+    cache = open_cache(tmp_path)
+    assert len(cache) == 3 * 20 + 20
+    assert all(cache[f"{w}-{n}", ""].tolist() == [-1.0 - w] * 3 for w in range(3) for n in range(20))
+    assert all(cache[f"shared-{n}", ""].tolist() == [-0.5 - n] * 2 for n in range(20))
+    assert not list(cache.directory.glob("*.tmp"))
