@@ -44,11 +44,14 @@ TEST = [
     # The parity tests compare with torch on the CPU. From the default index this pin brings CUDA packages along;
     # `--extra-index-url https://download.pytorch.org/whl/cpu` brings the small build.
     "torch==2.13.0",
+    # Brings the compiler for TPUs that belongs to the installed jax; `jaxpref plan` and its tests need no TPU.
+    "jax[tpu]>=0.10; platform_system == 'Linux' and platform_machine == 'x86_64'",
 ]
 TPU = ["jax[tpu]>=0.10"]
 GPU = ["jax[cuda12]>=0.10"]
 DOCS = ["mkdocs-material>=9.5", "mkdocstrings[python]>=0.26"]
 GCS = ["etils[epath-gcs]>=1.12"]
+QLORA = ["qwix>=0.1.8"]
 LOGGING = ["tensorboardX>=2.6", "wandb>=0.18"]
 
 setuptools.setup(
@@ -70,8 +73,9 @@ setuptools.setup(
         "docs": DOCS,
         "gcs": GCS,
         "logging": LOGGING,
-        # An accelerator's plugin belongs to the machine, so `all` leaves tpu and gpu out.
-        "all": TEST + DOCS + GCS + LOGGING,
+        "qlora": QLORA,
+        # An accelerator's plugin belongs to the machine, so `all` leaves gpu out.
+        "all": TEST + DOCS + GCS + LOGGING + QLORA,
     },
     entry_points={"console_scripts": ["jaxpref = jaxpref.cli:main"]},
     classifiers=[

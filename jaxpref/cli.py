@@ -11,13 +11,14 @@ import sys
 from collections.abc import Sequence
 
 from jaxpref import __version__
-from jaxpref.commands import convert, evaluate, generate, methods, show_batch, train
+from jaxpref.commands import convert, evaluate, generate, methods, plan, show_batch, train
 from jaxpref.errors import ConfigError, UserError, hint
 
 COMMANDS = {
     "train": train,
     "eval": evaluate,
     "generate": generate,
+    "plan": plan,
     "convert": convert,
     "show-batch": show_batch,
     "methods": methods,

@@ -49,6 +49,16 @@ def from_json(text: str) -> ConfigDict:
         raise ConfigError(f"a config.json is not readable ({error}); restore it or start in a new folder.") from error
 
 
+def beside(file: str, name: str) -> ModuleType:
+    """The module of another config file in the same folder, for recipes that share their parts.
+
+    Args:
+        file: the ``__file__`` of the asking config file.
+        name: of the other file, ``llama3.py``.
+    """
+    return _module(str(pathlib.Path(file).with_name(name)))
+
+
 def _read(path: str) -> str:
     file = pathlib.Path(path)
     if not file.is_file():

@@ -43,7 +43,7 @@ def draw(
         objective: what the config's terms sum up to.
         steps: number of steps, the end of the learning rate's schedule.
     """
-    heads, objective_state = jax.eval_shape(lambda key: objective.init(key, model), jax.random.key(0))
+    heads, objective_state = jax.eval_shape(lambda: objective.init(jax.random.key(0), model))
     params = {"model": starting.parameter_shapes(model, devices), "heads": heads}
     params |= starting.adapter_shapes(sections.adapter, model, devices)
     trainable = optimizers.trainable_mask(params, sections.groups)

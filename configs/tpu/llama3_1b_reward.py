@@ -1,0 +1,14 @@
+"""A reward model from Llama 3.2 1B: full fine-tuning on pairs of up to 2,048 + 2,048 tokens.
+
+    JAXPREF_DATA=gs://bucket/pairs jaxpref train --config=configs/tpu/llama3_1b_reward.py --workdir=gs://bucket/runs/reward
+
+Slice: v5e:2x4 (8 chips); docs/performance.md has the plan.
+"""
+
+from jaxpref import configuration
+
+llama3 = configuration.beside(__file__, "llama3.py")
+
+
+def get_config():
+    return llama3.reward("1b", rows=8, examples=64)

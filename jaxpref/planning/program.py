@@ -1,0 +1,110 @@
+"""A config's real train step, lowered from shapes: no weights, no data, no device."""
+
+from typing import Any, NamedTuple
+
+import jax
+from jax.sharding import NamedSharding, PartitionSpec
+
+from jaxpref import objectives
+from jaxpref.configuration import Sections
+from jaxpref.data import layouts
+from jaxpref.errors import ConfigError
+from jaxpref.objectives import inputs as arguments
+from jaxpref.objectives import registry
+from jaxpref.training import blueprint, inputs, mesh, starting
+from jaxpref.training.reference import CHANNEL
+
+
+class Program(NamedTuple):
+    """What is compiled.
+
+    Attributes:
+        drawn: the run's blueprint on the mesh.
+        shape: of every batch.
+        reference: shapes of the reference's parameters that the step holds, or None.
+        step: the jitted train step.
+        batch: shapes of a batch.
+    """
+
+    drawn: blueprint.Blueprint
+    shape: layouts.BatchShape
+    reference: Any
+    step: Any
+    batch: Any
+
+    def lower(self):
+        """The step's program for the mesh's devices, ready to be compiled."""
+        whole = NamedSharding(self.drawn.mesh, PartitionSpec())
+        key = jax.eval_shape(lambda: jax.random.key(0))
+        key = jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=whole)
+        with jax.set_mesh(self.drawn.mesh):
+            return self.step.lower(self.drawn.shapes, self.reference, key, self.batch)
+
+
+def program(sections: Sections, devices: jax.sharding.Mesh) -> Program:
+    """The train step of a config's run on a mesh.
+
+    Nothing is read: every example has the longest prompt and the longest response that ``config.length`` allows, so a
+    packed layout without ``batch.rows`` has the rows of the longest possible batch.
+
+    Raises:
+        ConfigError: the config leaves the lengths, or the architecture of weights that are not here, to files.
+    """
+    if sections.model.name:
+        model = starting.named_architecture(sections.model)
+    else:
+        model = starting.architecture(sections.model, starting.resolve(sections.init_from))
+    objective = objectives.build(sections.objectives)
+    shape = declared_shape(sections, objective, mesh.batch_devices(devices))
+    cached = frozenset({CHANNEL}) if sections.reference.kind == "cached" else frozenset()
+    drawn = blueprint.draw(sections, devices, model, objective, steps=max(sections.train.steps, 1))
+    step = blueprint.compile_step(drawn, shape.layout, cached=cached, decay=sections.ema.decay)
+    reference = drawn.shapes.params["model"] if sections.reference.kind == "frozen" else None
+    return Program(drawn, shape, reference, step, _batch(shape, cached, devices))
+
+
+def declared_shape(sections: Sections, objective: objectives.Total, devices: int) -> layouts.BatchShape:
+    """The shape of batches whose examples are as long as ``config.length`` allows."""
+    length, batch = sections.length, sections.batch
+    if not (length.prompt and length.response):
+        raise ConfigError("a plan reads no data, so config.length.prompt and config.length.response must be positive.")
+    streams = {}
+    for term in objective.terms.values():
+        method = registry.METHODS[term.method]
+        required = [arguments.TABLE[name] for name, needed in method.arguments.items() if needed]
+        responses = 1 + (method.feedback == "pairs" or method.partnered)
+        sides = tuple(sorted({read.side for read in required if read.side}))
+        before = streams.get(term.stream)
+        streams[term.stream] = layouts.StreamShape(
+            examples=int(batch.streams.get(term.stream, batch.examples)),
+            responses=max(responses, before.responses if before else 1),
+            prompt=length.prompt,
+            response=length.response,
+            sides=sides if before is None else tuple(sorted({*sides, *before.sides})),
+        )
+    return layouts.batch_shape(
+        streams,
+        layout=batch.layout,
+        rows=batch.rows,
+        length=batch.length,
+        prompt_length=batch.prompt_length,
+        response_length=batch.response_length,
+        final=inputs.reads_last_token(objective),
+        multiple_of=devices,
+    )
+
+
+def _batch(shape: layouts.BatchShape, cached: frozenset[str], devices: jax.sharding.Mesh):
+    """Shapes and places of a batch's arrays."""
+    empty = layouts.plan(dict.fromkeys(shape.streams, ()), shape)
+    examples = {}
+    for name, stream in shape.streams.items():
+        tokens = jax.ShapeDtypeStruct((stream.examples, stream.responses, stream.response), "float32")
+        side = empty.examples[name].side | dict.fromkeys(cached, tokens)
+        examples[name] = empty.examples[name]._replace(side=side)
+    batch = empty._replace(examples=examples)
+    return jax.tree.map(
+        lambda array, where: jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=where),
+        batch,
+        mesh.batch_shardings(batch, devices),
+    )
