@@ -46,21 +46,22 @@ def channels(
     for name in sorted(needs - over_vocabulary - {"hidden"}):
         values[name] = _score(states, params["heads"][name.removeprefix(_SCORE)]["kernel"])
     if over_vocabulary:
-        other = None
+        other, prompt = None, layout.prompt  # a prompt region scores nothing, so it never meets the vocabulary
         if over_vocabulary & vocabulary.OF_REFERENCE:
             frozen = adapters.detach(policy) if isinstance(reference, adapters.Off) else reference
             frozen = jax.lax.stop_gradient(frozen)
-            other = (_flat(hidden(model, frozen, rows, layout)), head_kernel(model, frozen))
+            other = (_flat(hidden(model, frozen, rows, layout)[:, prompt:]), head_kernel(model, frozen))
         scanned = vocabulary.scan(
-            _flat(states),
+            _flat(states[:, prompt:]),
             head_kernel(model, policy),
-            rows.targets.reshape(-1),
+            rows.targets[:, prompt:].reshape(-1),
             {name: vocabulary.FUNCTIONS[name] for name in sorted(over_vocabulary)},
             chunk=model.chunk,
             soft_cap=model.config.final_soft_cap,
             reference=other,
         )
-        values |= {name: value.reshape(rows.tokens.shape) for name, value in scanned.items()}
+        whole = ((0, 0), (prompt, 0))
+        values |= {name: jnp.pad(value.reshape(len(states), -1), whole) for name, value in scanned.items()}
     return values
 
 

@@ -61,7 +61,8 @@ def flops(program: Program, *, two_passes: bool) -> Flops:
     model, rows = program.drawn.model, program.shape.rows * program.shape.micro_batches
     scored = any(term.needs & models.vocabulary.FUNCTIONS.keys() for term in program.drawn.objective.terms.values())
     layers = rows * _row(model.config, program.shape)
-    tokens = rows * program.shape.layout.length
+    layout = program.shape.layout
+    tokens = rows * (layout.length - layout.prompt)  # a prompt region never meets the vocabulary
     vocabulary = scored * tokens * 2 * model.config.width * model.config.vocab_size
     forward = layers + vocabulary
     passes = FORWARD_AND_BACKWARD + (program.reference is not None)

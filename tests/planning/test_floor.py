@@ -42,7 +42,7 @@ def test_padded_pairs_compute_two_rows_of_the_longest_sequence():
 def test_shared_pairs_compute_the_prompt_once_and_responses_that_see_all_of_it():
     made = program_of("shared")
     config, prompt = made.drawn.model.config, PROMPT - 1
-    each = prompt * flops_per_token(config, (prompt + 1) / 2)
+    each = prompt * flops_per_token(config, (prompt + 1) / 2, vocabulary=False)  # nothing is scored there
     each += 2 * RESPONSE * flops_per_token(config, prompt + (RESPONSE + 1) / 2)
     assert floor.flops(made, two_passes=False).model == pytest.approx(3 * PAIRS * each)
 
