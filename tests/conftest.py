@@ -74,6 +74,15 @@ def data_dir() -> pathlib.Path:
     return path
 
 
+@pytest.fixture(scope="session")
+def v5p() -> list:
+    """The four devices of a v5p slice that libtpu compiles for without having one."""
+    pytest.importorskip("libtpu")
+    from jaxpref.planning import slices
+
+    return slices.describe("v5p:2x2x1").devices
+
+
 @pytest.fixture
 def run_cli(request):
     """A function ``run_cli(*arguments, devices=1, timeout=600, **variables)`` that runs jaxpref in its own process.

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxpref.models import attention
+from jaxpref.models.attention import xla
 from jaxpref.models.config import Transformer
 from jaxpref.models.sharding import BATCH, constrain
 from jaxpref.models.transformer import options, run_layers
@@ -66,7 +66,7 @@ def extend(
         (keys, values), layer = place
         keys = _write(keys, key[None], (layer, 0, cache.length, 0, 0))
         values = _write(values, value[None], (layer, 0, cache.length, 0, 0))
-        out = attention.xla(
+        out = xla.attend(
             query,
             jax.lax.dynamic_index_in_dim(keys, layer, keepdims=False),
             jax.lax.dynamic_index_in_dim(values, layer, keepdims=False),

@@ -116,13 +116,12 @@ def batch_shape(sizes: dict[str, int], case: Case, *, final: bool = False) -> la
         name: layouts.StreamShape(size, 1 if name == "demonstrations" else 2, PROMPT, RESPONSE, SIDES[name])
         for name, size in sizes.items()
     }
-    small = {}
-    if case.several:
-        small = {
-            "packed": dict(length=PROMPT + RESPONSE + 3),
-            "packed+shared": dict(prompt_length=PROMPT + 2, response_length=RESPONSE + 2),
-        }.get(case.layout, {})
-    return layouts.batch_shape(streams, layout=case.layout, rows=4 * case.several, final=final, multiple_of=4, **small)
+    longest = {
+        "packed": dict(length=PROMPT + RESPONSE + 3),
+        "packed+shared": dict(prompt_length=PROMPT + 2, response_length=RESPONSE + 2),
+    }.get(case.layout, {})
+    given = {name: size if case.several else 4 * size for name, size in longest.items()}
+    return layouts.batch_shape(streams, layout=case.layout, rows=4 * case.several, final=final, multiple_of=4, **given)
 
 
 def plan(streams: dict[str, list[Tokenized]], case: Case, sizes: dict[str, int] | None = None, *, final: bool = False):

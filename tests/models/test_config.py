@@ -60,7 +60,7 @@ def test_impossible_ropes_are_refused(fields, message):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        (dict(attention="splash"), "attention is 'splash'; expected one of xla"),
+        (dict(attention="flash"), "attention is 'flash'; expected one of auto, xla, splash, cudnn"),
         (dict(remat="some"), "remat"),
         (dict(dtype="int32"), "floating-point"),
         (dict(chunk=0), "chunk"),

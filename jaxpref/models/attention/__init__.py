@@ -22,6 +22,5 @@ takes a shared layout on a mesh with a ``sequence`` axis, which would cut throug
 """
 
 from jaxpref.models.attention.dispatch import KERNELS, NAMES, chosen, over_rows
-from jaxpref.models.attention.xla import attend as xla
 
-__all__ = ["KERNELS", "NAMES", "chosen", "over_rows", "xla"]
+__all__ = ["KERNELS", "NAMES", "chosen", "over_rows"]

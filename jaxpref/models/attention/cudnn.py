@@ -8,7 +8,6 @@ takes a byte (and the bias that JAX makes of it two) for each pair of a query an
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 from jaxpref.batch import Layout
 from jaxpref.models.attention.masks import padded, visible
@@ -35,8 +34,8 @@ def refusal(request: Request) -> str:
 
 
 def _widest_head() -> int:
-    capability = getattr(jax.devices()[0], "compute_capability", "0")
-    return HEAD_DIM_FROM_HOPPER if float(capability) >= 9 else HEAD_DIM
+    generation = str(getattr(jax.devices()[0], "compute_capability", "")).split(".")[0]
+    return HEAD_DIM_FROM_HOPPER if generation.isdigit() and int(generation) >= 9 else HEAD_DIM
 
 
 def over_rows(query, key, value, segments, positions, layout: Layout, **options) -> jax.Array:
@@ -64,7 +63,7 @@ def attend(
     soft_cap: None = None,
     implementation: str = "cudnn",
 ) -> jax.Array:
-    """Scaled dot-product attention; arguments as :func:`jaxpref.models.attention.xla`, without a soft cap.
+    """Scaled dot-product attention; arguments as :func:`jaxpref.models.attention.xla.attend`, without a soft cap.
 
     ``implementation='xla'`` runs JAX's own form of the same call, to test what the arguments mean without a GPU.
     """
@@ -86,6 +85,7 @@ def attend(
         padded(value, even_keys),
         mask=mask[:, None],
         scale=scale,
+        is_causal=offset == 0 and even == even_keys,  # the mask says so already; this skips the blocks it hides
         implementation=implementation,
     )
     return out[:, :length]

@@ -47,7 +47,7 @@ def over_rows(model: Any, layout: Layout) -> Callable:
     Returns:
         ``attend(query [R, T, H, d], key [R, T, G, d], value [R, T, G, d], segments [R, T], positions [R, T], *,
         scale, window, local, soft_cap) -> [R, T, H, d]``, whose options are those of
-        :func:`jaxpref.models.attention.xla`.
+        :func:`jaxpref.models.attention.xla.attend`.
 
     Raises:
         ModelError: as in :func:`chosen`.

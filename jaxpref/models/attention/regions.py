@@ -19,7 +19,7 @@ def over_regions(
     differentiate) a log-sum-exp.
 
     Args:
-        attend: a kernel such as :func:`jaxpref.models.attention.xla` with scale, window and soft cap bound.
+        attend: a kernel such as :func:`jaxpref.models.attention.xla.attend` with scale, window and soft cap bound.
         query, key, value: as the kernel wants them.
         segments, positions: ``[R, T]`` int.
         layout: static regions of a row.

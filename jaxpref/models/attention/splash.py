@@ -126,7 +126,7 @@ def attend(
     soft_cap: float | None = None,
     interpret: bool = False,
 ) -> jax.Array:
-    """Scaled dot-product attention on one device; arguments as :func:`jaxpref.models.attention.xla`.
+    """Scaled dot-product attention on one device; arguments as :func:`jaxpref.models.attention.xla.attend`.
 
     Positions are not read: a window counts tokens, which is the same wherever this kernel accepts one.
     See *FlashAttention-2* (https://arxiv.org/abs/2307.08691) for the algorithm.
