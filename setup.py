@@ -35,7 +35,9 @@ REQUIRED = [
     "zstandard>=0.22",
 ]
 
+QLORA = ["qwix>=0.1.8"]
 TEST = [
+    *QLORA,
     "hypothesis>=6.100",
     "import-linter>=2.1",
     "pytest>=8.2",
@@ -51,7 +53,6 @@ TPU = ["jax[tpu]>=0.10"]
 GPU = ["jax[cuda12]>=0.10"]
 DOCS = ["mkdocs-material>=9.5", "mkdocstrings[python]>=0.26"]
 GCS = ["etils[epath-gcs]>=1.12"]
-QLORA = ["qwix>=0.1.8"]
 LOGGING = ["tensorboardX>=2.6", "wandb>=0.18"]
 
 setuptools.setup(

@@ -62,7 +62,7 @@ def test_dependencies_have_lower_bounds_only():
 def test_every_imported_package_is_required():
     text = (ROOT / "setup.py").read_text().replace("-", "_").lower()
     others = {"etils": "etils[epath]", "absl": "absl_py", "orbax": "orbax_checkpoint", "google": "orbax_checkpoint"}
-    optional = {"datasets", "tensorboardX", "wandb", "ml_dtypes"}
+    optional = {"datasets", "tensorboardX", "wandb", "ml_dtypes", "qwix", "libtpu"}
     for path in MODULES:
         for name in imported(path):
             package = name.partition(".")[0]

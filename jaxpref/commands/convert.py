@@ -93,8 +93,9 @@ def read_run(source, devices, options):
     folder = epath.Path(source.path)
     described = models.ModelConfig.from_dict(json.loads((folder / starting.MODEL_FILE).read_text()))
     model = models.Transformer(described, param_dtype=options.dtype)
-    target = {"model": starting.parameter_shapes(model, devices), "heads": {}}
-    target |= starting.adapter_shapes(starting.adapter_section(source), model, devices)
+    adapter = starting.adapter_section(source)
+    target = {"model": starting.parameter_shapes(model, devices, adapter.base), "heads": {}}
+    target |= starting.adapter_shapes(adapter, model, devices)
     if (folder / "config.json").exists():
         config = configuration.from_json((folder / "config.json").read_text())
         terms = objectives.build(config.objectives)

@@ -15,7 +15,7 @@ from jaxpref.errors import ConfigError, hint
 SHARED = ("seed", "stages", "compare")
 
 REFERENCE_UNREAD = {"none": {"path", "cache"}, "frozen": {"cache"}, "cached": set(), "adapter_off": {"path", "cache"}}
-ADAPTER_UNREAD = {"none": {"rank", "alpha", "scaling", "targets"}, "lora": set()}
+ADAPTER_UNREAD = {"none": {"rank", "alpha", "scaling", "targets", "base"}, "lora": set()}
 # Section -> the fields that decide what else it reads.
 CHOICES = {
     "reference": ("kind",),

@@ -32,7 +32,7 @@ class Model:
     overrides: Mapping[str, Any] = free()  # fields of ModelConfig that replace the architecture's own
     dtype: Literal["float32", "bfloat16", "float64"] = "float32"  # of activations and matrix products
     param_dtype: Literal["float32", "bfloat16", "float64"] = "float32"  # of stored parameters
-    remat: str = "none"  # what the backward pass recomputes: none | dots | full
+    remat: str = "none"  # what the backward pass recomputes: none | dots | attention | full | offload
     attention: str = "xla"  # attention implementation by name
     chunk: int = number(512, least=1)  # tokens whose logits exist at one time, on each data-parallel device
 
@@ -87,6 +87,7 @@ class Adapter:
     alpha: float = number(32.0, least=0)  # numerator of the scale
     scaling: Literal["lora", "rslora"] = "lora"  # scale: alpha / rank, or alpha / sqrt(rank)
     targets: tuple[str, ...] = ()  # of query, key, value, out, gate, up, down; empty: all that the architecture has
+    base: Literal["", "int8", "nf4"] = ""  # how the frozen kernels of the layers are stored; empty: as they are
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -105,6 +106,7 @@ class Optimizer:
     eps: float | None = number(None, least=0)  # added to the second moment or its root (adamw, adafactor, muon)
     momentum: float | None = number(None, least=0, most=1)  # (adafactor, muon, sgd)
     moment_dtype: Literal["float32", "bfloat16"] = "float32"  # of all moments as stored
+    offload: bool = False  # keep moments in the hosts' memory between updates
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

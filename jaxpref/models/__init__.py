@@ -5,7 +5,7 @@
 >>> logps, mask = token_logps(model, params, tokens, response_mask)
 """
 
-from jaxpref.models import adapters, vocabulary
+from jaxpref.models import adapters, quantization, vocabulary
 from jaxpref.models.builtin import BUILTIN
 from jaxpref.models.cache import Cache, extend, init_cache
 from jaxpref.models.channels import channels, head_kernel, head_logits, logits, token_logps
@@ -38,6 +38,7 @@ __all__ = [
     "load_hf",
     "load_hf_head",
     "logits",
+    "quantization",
     "replicate",
     "resolve_hf",
     "save_hf",

@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxpref.errors import ModelError
-from jaxpref.models import parameters
+from jaxpref.models import parameters, quantization
 from jaxpref.models.config import ModelConfig, Transformer
 from jaxpref.models.sharding import BATCH, constrain
 
@@ -122,15 +122,17 @@ def detach(params: dict[str, Any]) -> dict[str, Any]:
 def merge(params: dict[str, Any], adapter: Adapter) -> dict[str, Any]:
     """Parameters whose kernels are ``W + s A B``, summed in float32 at least and rounded once to the kernel's dtype.
 
-    Layer by layer, so that no more than one layer's sum exists at a time.
+    Layer by layer, so that no more than one layer's sum exists at a time. Quantised kernels come out restored, in the
+    dtype of the embedding.
     """
 
-    def merged(weights, a, b):
-        return weights | {
-            "kernel": jax.lax.map(lambda one: _sum(*one, adapter.scale), (weights["kernel"], a, b)),
-        }
+    dtype = params["embed"]["tokens"].dtype
 
-    return _beside(params, adapter, merged)
+    def merged(weights, a, b):
+        kernels = jax.lax.map(lambda one: _sum(*one, adapter.scale, dtype), (weights["kernel"], a, b))
+        return weights | {"kernel": kernels}
+
+    return quantization.restore_layers(_beside(params, adapter, merged))
 
 
 def policy(params: dict[str, Any]) -> dict[str, Any]:
@@ -179,10 +181,11 @@ def _bare(weights: dict[str, Any]) -> dict[str, Any]:
     return {name: leaf for name, leaf in weights.items() if name not in ("a", "b")}
 
 
-def _sum(kernel: jax.Array, a: jax.Array, b: jax.Array, scale: float) -> jax.Array:
-    wide = jnp.promote_types(kernel.dtype, jnp.float32)
+def _sum(kernel: Any, a: jax.Array, b: jax.Array, scale: float, dtype: Any) -> jax.Array:
+    wide = jnp.promote_types(dtype, jnp.float32)
+    whole = quantization.dequantize(kernel, wide) if quantization.is_quantized(kernel) else kernel.astype(wide)
     product = jnp.tensordot(a.astype(wide), b.astype(wide), axes=1, precision=jax.lax.Precision.HIGHEST)
-    return (kernel.astype(wide) + scale * product).astype(kernel.dtype)
+    return (whole + scale * product).astype(dtype)
 
 
 def _check(rank: int, alpha: float, scaling: str) -> None:

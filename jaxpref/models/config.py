@@ -16,7 +16,7 @@ ACTIVATIONS = ("silu", "gelu", "gelu_tanh", "relu")
 NORMS = ("rms", "layer")
 QUERY_KEY_NORMS = ("none", "head", "all")
 ROPE_SCALINGS = ("default", "linear", "llama3", "longrope")
-REMATS = ("none", "dots", "full")
+REMATS = ("none", "dots", "attention", "full", "offload")
 
 
 def _build(kind, values):
@@ -244,8 +244,10 @@ class Transformer:
         dtype: of activations and of weights when they are used. Norms, softmax and everything over the vocabulary are
             float32 at least.
         param_dtype: of stored parameters.
-        remat: what the backward pass recomputes: 'none' (keeps all), 'dots' (keeps the results of weight
-            multiplications), 'full' (keeps the input of each layer only).
+        remat: what the backward pass recomputes, from most memory to least: 'none' (keeps all), 'dots' (keeps the
+            results of weight multiplications and of attention), 'attention' (keeps the input of each layer, what its
+            attention reads and what it gives), 'full' (keeps the input of each layer only), 'offload' (as 'full', but
+            keeps it in the host's memory).
         attention: name of the kernel that computes attention, or 'auto' (:mod:`jaxpref.models.attention`). Generation
             with a cache always takes 'xla'.
         chunk: tokens of a vocabulary chunk on each data-parallel device.

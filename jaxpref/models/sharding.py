@@ -18,16 +18,17 @@ from jaxpref.errors import ModelError
 
 BATCH = ("data", "fsdp")
 BIG = 2**20  # bytes from which a leaf must have a rule
-_FACTOR = r"(attention|mlp)/[^/]+/[ab]$"
+_PART = "(/values|/scale)?"  # of a quantised kernel
+_LENIENT = r"(attention|mlp)/[^/]+/([ab]|kernel/(values|scale))$"  # replicated where a mesh axis does not divide it
 
 # Of a stacked leaf; the first axis counts layers.
 _LAYER_RULES = (
-    (r"attention/(query|key|value)/kernel$", PartitionSpec(None, "fsdp", "tensor", None)),
+    (rf"attention/(query|key|value)/kernel{_PART}$", PartitionSpec(None, "fsdp", "tensor", None)),
     (r"attention/(query|key|value)/bias$", PartitionSpec(None, "tensor", None)),
-    (r"attention/out/kernel$", PartitionSpec(None, "tensor", None, "fsdp")),
-    (r"mlp/(gate|up)/kernel$", PartitionSpec(None, "fsdp", "tensor")),
+    (rf"attention/out/kernel{_PART}$", PartitionSpec(None, "tensor", None, "fsdp")),
+    (rf"mlp/(gate|up)/kernel{_PART}$", PartitionSpec(None, "fsdp", "tensor")),
     (r"mlp/(gate|up)/bias$", PartitionSpec(None, "tensor")),
-    (r"mlp/down/kernel$", PartitionSpec(None, "tensor", "fsdp")),
+    (rf"mlp/down/kernel{_PART}$", PartitionSpec(None, "tensor", "fsdp")),
     (r"(attention/out|mlp/down)/bias$", PartitionSpec()),
     (r"norm/(scale|bias)$", PartitionSpec()),
     # Low-rank factors: the long side lies as the kernel's does, divided further where that side is not.
@@ -69,7 +70,8 @@ def shard_specs(rules, tree: Any, mesh: Any) -> Any:
 
     Returns:
         A tree of ``PartitionSpec`` like ``tree``; small leaves without a rule are replicated, and so is an axis of a
-        low-rank factor that its mesh axes do not divide (a head's width, over more devices than it has entries).
+        low-rank factor or of a quantised kernel that its mesh axes do not divide (a head's width, over more devices
+        than it has entries).
 
     Raises:
         ModelError: a leaf of 1 MiB or more has no rule, or a mesh axis does not divide the axis of a leaf.
@@ -96,7 +98,7 @@ def _place(name, leaf, rules, sizes) -> PartitionSpec:
                 f"rank; add a rule for it."
             )
         return PartitionSpec()
-    if re.search(_FACTOR, name):
+    if re.search(_LENIENT, name):
         return PartitionSpec(*(_dividing(*pair, sizes) for pair in zip(leaf.shape, spec, strict=False)))
     spec = PartitionSpec(*(axis if axis in sizes else None for axis in spec))
     for dimension, axis in enumerate(spec):
@@ -135,7 +137,7 @@ def replicate(x: jax.Array) -> jax.Array:
 
 
 def gathered(layer: Any, dtype: Any) -> Any:
-    """Casts one layer's weights to the compute dtype and undoes their ``fsdp`` sharding.
+    """Casts one layer's weights to the compute dtype and undoes their ``fsdp`` sharding; quantised ones stay so.
 
     Casting first halves the traffic of bfloat16; saying where the gather happens keeps XLA from dividing activations by
     width instead. Scales of norms keep their dtype, because norms compute in float32.
@@ -143,12 +145,13 @@ def gathered(layer: Any, dtype: Any) -> Any:
 
     def gather(path, leaf):
         name = leaf_path(path)
-        if name.endswith("scale"):
+        if name.endswith("norm/scale"):
             return leaf
         spec = next((spec for pattern, spec in _LAYER_RULES if re.search(pattern, name)), PartitionSpec())
         stored = [*spec[1:], *(None,) * leaf.ndim][: leaf.ndim]
         used = [tuple(n for n in (axis if isinstance(axis, tuple) else (axis,)) if n != "fsdp") for axis in stored]
-        return _gather(leaf, jnp.dtype(dtype), tuple(stored), tuple(used)) if _auto_axes() else leaf.astype(dtype)
+        kept = leaf.dtype if name.endswith(("/values", "/scale")) else jnp.dtype(dtype)
+        return _gather(leaf, kept, tuple(stored), tuple(used)) if _auto_axes() else leaf.astype(kept)
 
     return jax.tree_util.tree_map_with_path(gather, layer)
 

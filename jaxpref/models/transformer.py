@@ -6,10 +6,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.ad_checkpoint import checkpoint_name
 
 from jaxpref.batch import Layout, Rows
 from jaxpref.errors import ModelError
-from jaxpref.models import adapters, attention, rope
+from jaxpref.models import adapters, attention, quantization, rope
+from jaxpref.models.attention.splash import RESIDUALS
 from jaxpref.models.config import ModelConfig, Transformer
 from jaxpref.models.sharding import BATCH, constrain, gathered
 
@@ -19,9 +21,21 @@ _ACTIVATIONS = {
     "gelu_tanh": lambda x: jax.nn.gelu(x, approximate=True),
     "relu": jax.nn.relu,
 }
+# What a rematerialisation policy may keep: the input of a layer, what attention reads, and what it gives.
+_LAYER_INPUT, _ATTENTION_INPUTS, _ATTENTION = "layer_input", "attention_inputs", RESIDUALS
+_keep = jax.checkpoint_policies
 _POLICIES = {
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-    "full": jax.checkpoint_policies.nothing_saveable,
+    "dots": _keep.save_from_both_policies(
+        _keep.dots_with_no_batch_dims_saveable, _keep.save_only_these_names(_ATTENTION)
+    ),
+    "attention": _keep.save_only_these_names(_ATTENTION_INPUTS, _ATTENTION),
+    "full": _keep.nothing_saveable,
+    "offload": _keep.save_and_offload_only_these_names(
+        names_which_can_be_saved=[],
+        names_which_can_be_offloaded=[_LAYER_INPUT],
+        offload_src="device",
+        offload_dst="pinned_host",
+    ),
 }
 
 
@@ -79,6 +93,7 @@ def run_layers(
 
     def block(carry, layer):
         x, memory = carry
+        x = checkpoint_name(x, _LAYER_INPUT)
         weights, number, local = layer
         weights = gathered(weights, model.dtype)
         if config.local_rope is not None:
@@ -91,8 +106,9 @@ def run_layers(
             if cosines is not None:
                 query, key = rope.rotate(query, cosines, sines), rope.rotate(key, cosines, sines)
             query, key, value = (constrain(a, BATCH, "sequence", "tensor", None) for a in (query, key, value))
+            query, key, value = (checkpoint_name(a, _ATTENTION_INPUTS) for a in (query, key, value))
             out, memory = mix(query, key, value, local if mixed else None, (memory, number))
-            return _linear("bthd,hdm->btm", out, weights["attention"]["out"]), memory
+            return _linear("bthd,hdm->btm", checkpoint_name(out, _ATTENTION), weights["attention"]["out"]), memory
 
         return residual_block(config, weights, x, memory, attend), None
 
@@ -187,7 +203,9 @@ def _look_up(table: jax.Array, index: jax.Array, rows: str | None) -> jax.Array:
 
 
 def _linear(subscripts: str, x: jax.Array, weights: Any) -> jax.Array:
-    y = jnp.einsum(subscripts, x, weights["kernel"])
+    kernel = weights["kernel"]
+    multiply = quantization.product if quantization.is_quantized(kernel) else jnp.einsum
+    y = multiply(subscripts, x, kernel)
     if "a" in weights:
         y = y + adapters.low_rank(subscripts, x, weights["a"], weights["b"])
     return y + weights["bias"] if "bias" in weights else y

@@ -111,7 +111,7 @@ def assemble(
         check_lengths(fed, model)
         heads, objective_state = objective.init(jax.random.fold_in(jax.random.key(sections.seed), 1), model)
         drawn = blueprint.draw(sections, devices, model, objective, steps=fed.steps)
-        params = {"model": params, "heads": heads}
+        params = {"model": starting.quantized(params, model, devices, sections.adapter.base), "heads": heads}
         params |= starting.draw_adapter(sections.adapter, model, devices, seed=sections.seed)
         fresh = blueprint.create(drawn, params, objective_state)
         reference = load_reference(sections, drawn, fresh.params["model"], stages)
@@ -239,12 +239,13 @@ def summary(parts: Assembly) -> str:
     fed, shape = parts.inputs, parts.inputs.shape
     sizes = ", ".join(f"{size} {name}" for name, size in fed.sizes.items())
     axes = " x ".join(f"{name} {size}" for name, size in parts.mesh.shape.items() if size > 1) or "one device"
-    counted = [models.count(state.partition(parts.state.params, parts.trainable)[part]) for part in (0, 1)]
-    trained = f" ({counted[0]:,} of them trained)" if counted[1] else ""
+    count = models.count(parts.state.params | {"model": starting.parameter_shapes(parts.model, parts.mesh)})
+    moving = models.count(state.partition(parts.state.params, parts.trainable)[0])
+    trained = f" ({moving:,} of them trained)" if moving < count else ""
     micro = "one micro-batch" if shape.micro_batches == 1 else f"up to {shape.micro_batches} micro-batches"
     return "\n".join(
         (
-            f"Model: {parts.model.config.family}, {sum(counted):,} parameters{trained}, "
+            f"Model: {parts.model.config.family}, {count:,} parameters{trained}, "
             f"{parts.model.dtype.name}, on {axes} ({jax.devices()[0].platform}).",
             f"Objective: {', '.join(f'{n} ({t.method} on {t.stream})' for n, t in parts.objective.terms.items())}.",
             f"Batch: {sizes}; {parts.sections.batch.layout}, {micro} of "

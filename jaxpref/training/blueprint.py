@@ -6,7 +6,7 @@ import jax
 
 from jaxpref import models, objectives
 from jaxpref.batch import Layout
-from jaxpref.training import mesh, optimizers, starting, state
+from jaxpref.training import mesh, offload, optimizers, starting, state
 
 
 class Blueprint(NamedTuple):
@@ -44,7 +44,7 @@ def draw(
         steps: number of steps, the end of the learning rate's schedule.
     """
     heads, objective_state = jax.eval_shape(lambda: objective.init(jax.random.key(0), model))
-    params = {"model": starting.parameter_shapes(model, devices), "heads": heads}
+    params = {"model": starting.parameter_shapes(model, devices, sections.adapter.base), "heads": heads}
     params |= starting.adapter_shapes(sections.adapter, model, devices)
     trainable = optimizers.trainable_mask(params, sections.groups)
     optimizer, learning_rate = optimizers.make(sections.optimizer, sections.groups, params, steps=steps)
@@ -55,10 +55,14 @@ def draw(
         params,
         objective_state,
     )
+    if model.remat == "offload":
+        offload.check(devices, "model.remat='offload'")
+    places = mesh.state_shardings(fresh, model, devices, offload_moments=sections.optimizer.offload)
+    if sections.optimizer.offload:
+        offload.check(devices, "optimizer.offload")
+        optimizer = offload.keep_on_host(optimizer, places.optimizer)
     shapes = jax.tree.map(
-        lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where),
-        fresh,
-        mesh.state_shardings(fresh, model, devices),
+        lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where), fresh, places
     )
     return Blueprint(devices, model, objective, optimizer, learning_rate, trainable, shapes)
 

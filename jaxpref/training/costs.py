@@ -21,7 +21,7 @@ class Platform(NamedTuple):
 
 
 PLATFORMS = {
-    "cpu": Platform(attention=4.0, least=256, micro_batch=32.0),
+    "cpu": Platform(attention=1.2, least=64, micro_batch=24.0),
 }
 UNMEASURED = Platform(attention=1.0, least=8192, micro_batch=64.0)
 

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxpref.training import trees
+from jaxpref.training import offload, trees
 
 
 @jax.jit
@@ -29,7 +29,11 @@ def _fold_leaf(leaf: jax.Array) -> jax.Array:
 
 def leaf_digests(params) -> dict[str, int]:
     """One 32-bit digest for every leaf, by its path."""
-    return {path: int(np.asarray(value)) for path, value in trees.leaves(_fold(params)).items()}
+    leaves = trees.leaves(params)
+    away = {path: leaf for path, leaf in leaves.items() if offload.is_on_host(getattr(leaf, "sharding", None))}
+    folded = _fold({path: leaf for path, leaf in leaves.items() if path not in away})
+    folded |= {path: _fold(offload.brought_in(leaf)) for path, leaf in away.items()}  # one at a time
+    return {path: int(np.asarray(folded[path])) for path in leaves}
 
 
 def digest(params) -> str:

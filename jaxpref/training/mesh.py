@@ -18,7 +18,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from jaxpref import models
 from jaxpref.batch import Batch, Rows
 from jaxpref.errors import ConfigError
-from jaxpref.training import trees
+from jaxpref.training import offload, trees
 
 AXES = ("data", "fsdp", "tensor", "sequence")
 ROWS = PartitionSpec(None, models.BATCH, "sequence")  # of [M, R, T]
@@ -144,11 +144,11 @@ def axis_sizes(section, devices: int) -> tuple[int, ...]:
 # ------------------------------------------------------------------------------------------------ shardings
 
 
-def state_shardings(state, model, mesh: jax.sharding.Mesh):
+def state_shardings(state, model, mesh: jax.sharding.Mesh, *, offload_moments: bool = False):
     """Shardings of a whole train state (arrays or shapes): each leaf lies as the parameter that it belongs to.
 
     Moments and averages have paths that end with a parameter's, and its shape. What belongs to no parameter, or has
-    another shape (Adafactor's factors), is replicated.
+    another shape (Adafactor's factors), is replicated. Moments may lie in the hosts' memory instead of the devices'.
     """
     specs = models.shard_specs(models.sharding_rules(model), state.params, mesh)
     shapes, specs = trees.leaves(state.params), trees.leaves(specs)
@@ -156,7 +156,10 @@ def state_shardings(state, model, mesh: jax.sharding.Mesh):
     def place(path, leaf):
         parameter = trees.parameter_of(path, shapes)
         like = parameter is not None and shapes[parameter].shape == leaf.shape
-        return NamedSharding(mesh, specs[parameter] if like else PartitionSpec())
+        away = like and offload_moments and path.startswith("optimizer/")
+        return NamedSharding(
+            mesh, specs[parameter] if like else PartitionSpec(), memory_kind=offload.HOST if away else None
+        )
 
     return trees.map_paths(place, state)
 

@@ -39,12 +39,9 @@ STACKED = re.compile(r"(^|/)layers/")
 
 # Axes of the matrices that Muon makes orthogonal, counted from the end so that the layer axis in front is a batch axis.
 MUON_AXES = {
-    r"attention/(query|key|value)/kernel$": optax.contrib.MuonDimensionNumbers((-3,), (-2, -1)),
-    r"attention/out/kernel$": optax.contrib.MuonDimensionNumbers((-3, -2), (-1,)),
-    r"mlp/(gate|up|down)/kernel$": optax.contrib.MuonDimensionNumbers((-2,), (-1,)),
-    r"attention/(query|key|value)/b$": optax.contrib.MuonDimensionNumbers((-3,), (-2, -1)),
-    r"attention/out/a$": optax.contrib.MuonDimensionNumbers((-3, -2), (-1,)),
-    r"(attention|mlp)/[^/]+/[ab]$": optax.contrib.MuonDimensionNumbers((-2,), (-1,)),  # any other low-rank factor
+    r"attention/(query|key|value)/(kernel|b)$": optax.contrib.MuonDimensionNumbers((-3,), (-2, -1)),
+    r"attention/out/(kernel|a)$": optax.contrib.MuonDimensionNumbers((-3, -2), (-1,)),
+    r"(mlp/(gate|up|down)/kernel|/[ab])$": optax.contrib.MuonDimensionNumbers((-2,), (-1,)),  # a, b: low-rank factors
 }
 
 
@@ -114,6 +111,10 @@ def trainable_mask(params, groups: Sequence):
 
     resting = {path for path in options if adapted and path.startswith("model/")}
     mask = trees.map_paths(lambda path, _: not options[path].get("frozen", path in resting), params)
+    leaves = trees.leaves(params)
+    integers = [path for path, keep in trees.leaves(mask).items() if keep and leaves[path].dtype.kind in "iu"]
+    if integers:
+        raise ConfigError(f"groups train {integers[0]}, which adapter.base stores as integers; leave it frozen.")
     if not any(jax.tree.leaves(mask)):
         raise ConfigError("groups freeze every parameter; leave at least one to train.")
     for number, (pattern, given) in enumerate(groups):

@@ -94,8 +94,9 @@ def load_model(section, source: Source, devices: jax.sharding.Mesh, *, seed: int
     model = architecture(section, source)
     if source.kind == "hf":
         return model, models.load_hf(source.path, dtype=section.param_dtype, mesh=devices)[1]
-    params = {"model": checkpoints.load_model_params(source.path, parameter_shapes(model, devices))}
-    for name, shapes in adapter_shapes(adapter_section(source), model, devices).items():
+    section = adapter_section(source)
+    params = {"model": checkpoints.load_model_params(source.path, parameter_shapes(model, devices, section.base))}
+    for name, shapes in adapter_shapes(section, model, devices).items():
         params[name] = checkpoints.load_params(source.path, shapes, below=name)
     return model, merged(params, model, devices)
 
@@ -149,9 +150,20 @@ def computed_as(section) -> dict[str, Any]:
     return {name: getattr(section, name) for name in ("dtype", "param_dtype", "remat", "attention", "chunk")}
 
 
-def parameter_shapes(model: models.Transformer, devices: jax.sharding.Mesh):
-    """Shapes, dtypes and shardings of the model's parameters."""
-    return _placed(jax.eval_shape(lambda: models.init(model, jax.random.key(0))), model, devices)
+def parameter_shapes(model: models.Transformer, devices: jax.sharding.Mesh, base: str = ""):
+    """Shapes, dtypes and shardings of the model's parameters, quantised as ``adapter.base`` says."""
+    shapes = jax.eval_shape(lambda: models.init(model, jax.random.key(0)))
+    if base:
+        shapes = jax.eval_shape(lambda params: models.quantization.quantize_layers(params, base), shapes)
+    return _placed(shapes, model, devices)
+
+
+def quantized(params, model: models.Transformer, devices: jax.sharding.Mesh, base: str):
+    """The model's parameters stored as ``adapter.base`` says."""
+    if not base:
+        return params
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, parameter_shapes(model, devices, base))
+    return jax.jit(models.quantization.quantize_layers, static_argnums=1, out_shardings=shardings)(params, base)
 
 
 def adapter_shapes(section, model: models.Transformer, devices: jax.sharding.Mesh) -> dict[str, Any]:
@@ -178,11 +190,12 @@ def adapter_section(source: Source) -> Adapter:
 
 
 def merged(params, model: models.Transformer, devices: jax.sharding.Mesh):
-    """The model's parameters of a run, with its adapter, if any, added to the kernels; ``params`` are donated."""
+    """The model's parameters of a run, with its adapter, if any, added to the kernels, which are donated."""
     if "adapter" not in params:
         return params["model"]
     shardings = jax.tree.map(lambda leaf: leaf.sharding, parameter_shapes(model, devices))
-    merge = jax.jit(models.adapters.merge, donate_argnums=0, out_shardings=shardings)
+    same = jax.tree.structure(params["model"]) == jax.tree.structure(shardings)  # quantised kernels become others
+    merge = jax.jit(models.adapters.merge, donate_argnums=0 if same else (), out_shardings=shardings)
     return merge(params["model"], params["adapter"])
 
 

@@ -4,6 +4,8 @@ import json
 import math
 import shutil
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import safetensors.numpy
@@ -129,6 +131,33 @@ def test_an_adapter_is_exported_alone_as_peft_names_it(folder, main, tmp_path):
             weights[module] = weights[module] + 12.0 / 4 * factors[f"{prefix}.lora_B.weight"] @ factors[name]
     safetensors.numpy.save_file(weights, tmp_path / "base/model.safetensors", metadata={"format": "pt"})
     np.testing.assert_allclose(logits(tmp_path / "base"), logits(tmp_path / "merged"), atol=1e-5)
+
+
+def test_a_quantised_base_is_trained_on_continued_and_merged(main, tmp_path, monkeypatch):
+    pytest.importorskip("qwix")
+    tiny.write_data(tmp_path)
+    monkeypatch.setenv("TINY", str(tmp_path))
+    command = ("train", f"--config={CONFIG}:nf4", f"--workdir={tmp_path}/run")
+    main(*command)
+    lora, again = parameters(tmp_path / "run/lora", 5), parameters(tmp_path / "run/again", 3)
+    lines = tiny.read(tmp_path / "run/lora/metrics.jsonl")
+    assert lines[0]["loss/dpo"] == pytest.approx(math.log(2), abs=1e-6)
+    place = "model/layers/mlp/up/kernel"
+    assert lora[f"params/{place}/values"].dtype == np.uint8 and f"params/{place}" not in lora
+    stored = {name: jnp.asarray(lora[f"params/{place}/{name}"]) for name in ("values", "scale")}
+    whole = jax.vmap(lambda one: models.quantization.dequantize(one, jnp.float32))(stored)
+    a, b = (np.float64(lora[f"average/adapter/layers/mlp/up/{factor}"]) for factor in "ab")
+    expected = whole + 3.0 * np.einsum("ndr,nrf->ndf", a, b)
+    np.testing.assert_allclose(again[f"params/{place}"], expected, atol=1e-6)
+    shutil.rmtree(tmp_path / "run/lora/checkpoints/5")
+    main(*command)
+    restored = parameters(tmp_path / "run/lora", 5)
+    assert restored.keys() == lora.keys() and all(np.array_equal(restored[path], lora[path]) for path in lora)
+    measured = json.loads(main("eval", f"--workdir={tmp_path}/run/lora"))
+    logged = tiny.read(tmp_path / "run/lora/metrics.jsonl")[-1]
+    assert measured["heldout/loss/dpo"] == pytest.approx(logged["heldout/loss/dpo"], rel=1e-5)
+    main("convert", f"--from={tmp_path}/run/lora", f"--to_hf={tmp_path}/hf")
+    np.testing.assert_allclose(by_transformers(tmp_path / "hf"), logits(tmp_path / "hf"), atol=1e-5)
 
 
 def test_what_an_export_would_lose_is_an_error(folder, main, tmp_path):

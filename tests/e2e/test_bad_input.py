@@ -248,7 +248,7 @@ def test_a_checkpoint_of_another_architecture_is_refused(folder, failure, import
 
 def test_a_reference_of_another_architecture_is_refused(failure, imported, folder):
     error = failure("--config.reference.path=$TINY/hf")
-    assert "config.reference.path='$TINY/hf' is another architecture than the policy: width is 64, not 32" in error
+    assert "config.reference.path='$TINY/hf' is another architecture than the policy: the width is 64, not 32" in error
 
 
 @pytest.mark.slow

@@ -141,16 +141,6 @@ def test_padding_gets_no_gradient_and_gives_none():
     assert not a["embed"]["tokens"][0].any()
 
 
-@pytest.mark.parametrize("remat", ["dots", "full"])
-def test_remat_changes_no_gradient(remat):
-    gradients = []
-    for name in ("none", remat):
-        model, params = build(FAMILIES["gemma2"], remat=name)
-        loss = lambda p, m=model: jnp.sum(models.hidden(m, p, *plain(TOKENS)) ** 2)  # noqa: E731
-        gradients.append(jax.jit(jax.grad(loss))(params))
-    tree_close(*gradients, 1e-5)
-
-
 def test_bfloat16_computes_near_float32_and_keeps_wide_what_must_be():
     model, params = build(LLAMA)
     half = dataclasses.replace(model, dtype=jnp.bfloat16)

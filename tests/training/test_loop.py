@@ -161,3 +161,19 @@ def test_a_broken_step_is_never_saved(tmp_path, monkeypatch, slow_results, every
         loop.run(made, str(tmp_path), say=lambda _: None)
     assert checkpoints.stored.complete_steps(tmp_path / checkpoints.FOLDER) == [2]
     assert [line["step"] for line in lines(tmp_path)] == ([1, 2, 3] if every == 1 else [1])
+
+
+@pytest.mark.slow
+def test_a_second_run_with_another_loss_reads_the_reference_that_the_first_one_scored(tmp_path):
+    said = []
+    for name, layout in (("dpo", "packed+shared"), ("ipo", "padded")):
+        made = config()
+        made.objectives = {name: objectives.config(name, data="pairs")}
+        made.reference.kind, made.reference.cache = "cached", str(tmp_path / "reference")
+        made.batch.layout, made.batch.rows, made.train.steps = layout, 8, 1
+        loop.run(made, str(tmp_path / name), say=said.append)
+    assert [line.split(" with ")[0] for line in said if line.startswith("Scoring ")] == [
+        "Scoring 4 examples",
+        "Scoring 5 examples",
+    ]
+    assert len(list((tmp_path / "reference").rglob("part-*.npz"))) == 3

@@ -340,7 +340,7 @@ def test_trap_60_every_field_of_the_section_is_read():
 def test_the_section_of_the_schema_serves_every_optimizer(name):
     optimizers.make(schema.Optimizer(name=name), (), parameters(), steps=10)
     fields = [{field.name for field in dataclasses.fields(kind)} for kind in (schema.Optimizer, section)]
-    assert fields[0] == fields[1]
+    assert fields[0] - {"offload"} == fields[1]  # where the state lies, which the blueprint reads
 
 
 @pytest.mark.parametrize(

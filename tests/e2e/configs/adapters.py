@@ -1,4 +1,7 @@
-"""A base model, an adapter on it, and an adapter on the two merged, over the files of ``tiny.write_data``."""
+"""A base model, an adapter on it, and an adapter on the two merged, over the files of ``tiny.write_data``.
+
+The argument says how the middle one stores its base: as it is, ``int8`` or ``nf4``.
+"""
 
 from jaxpref import configuration, objectives
 
@@ -15,7 +18,7 @@ def stage(kind, objective, *, steps):
     return config
 
 
-def get_config():
+def get_config(base=""):
     config = configuration.default()
     config.stages.base = stage("demonstrations", "sft", steps=1)
     config.stages.base.model.name = "nano"
@@ -24,6 +27,7 @@ def get_config():
     lora = config.stages.lora = stage("pairs", "dpo", steps=5)
     lora.init_from = "stage:base"
     lora.adapter.kind, lora.adapter.rank, lora.adapter.alpha = "lora", 4, 12.0
+    lora.adapter.base = base
     lora.reference.kind = "adapter_off"
     lora.ema.decay = 0.5
     lora.checkpoint.every = 3
