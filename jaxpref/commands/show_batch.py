@@ -39,11 +39,12 @@ def run(options: argparse.Namespace) -> None:
         config = stages[options.stage or next(iter(stages))]
     folder = starting.expand(options.workdir) if options.workdir else None
     sections = configuration.sections(config)
-    _, tokenizer, _, _, fed = assembly.load_inputs(sections, mesh.make_mesh(sections.mesh), folder, say)
-    if not 0 <= options.step < fed.steps:
-        raise ConfigError(f"--step={options.step}: the run has the steps 0 to {fed.steps - 1}.")
+    loaded = assembly.load_inputs(sections, mesh.make_mesh(sections.mesh), folder, say)
+    if not 0 <= options.step < loaded.inputs.steps:
+        raise ConfigError(f"--step={options.step}: the run has the steps 0 to {loaded.inputs.steps - 1}.")
     colour = options.color == "always" or (options.color == "auto" and sys.stdout.isatty())
-    print(show.batch(fed.batch(options.step), tokenizer, limit=options.examples, colour=colour), end="")
+    batch = loaded.inputs.batch(options.step)
+    print(show.batch(batch, loaded.tokenizer, limit=options.examples, colour=colour), end="")
 
 
 def say(line: str) -> None:

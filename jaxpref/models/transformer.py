@@ -10,9 +10,10 @@ from jax.ad_checkpoint import checkpoint_name
 
 from jaxpref.batch import Layout, Rows
 from jaxpref.errors import ModelError
-from jaxpref.models import adapters, attention, quantization, rope
+from jaxpref.models import attention, rope
 from jaxpref.models.attention.splash import RESIDUALS
 from jaxpref.models.config import ModelConfig, Transformer
+from jaxpref.models.linear import linear
 from jaxpref.models.sharding import BATCH, constrain, gathered
 
 _ACTIVATIONS = {
@@ -21,6 +22,8 @@ _ACTIVATIONS = {
     "gelu_tanh": lambda x: jax.nn.gelu(x, approximate=True),
     "relu": jax.nn.relu,
 }
+# Few layers are written out one by one: a loop would stack, layer on layer, whatever the backward pass reads.
+UNROLLED = 8
 # What a rematerialisation policy may keep: the input of a layer, what attention reads, and what it gives.
 _LAYER_INPUT, _ATTENTION_INPUTS, _ATTENTION = "layer_input", "attention_inputs", RESIDUALS
 _keep = jax.checkpoint_policies
@@ -108,16 +111,17 @@ def run_layers(
             query, key, value = (constrain(a, BATCH, "sequence", "tensor", None) for a in (query, key, value))
             query, key, value = (checkpoint_name(a, _ATTENTION_INPUTS) for a in (query, key, value))
             out, memory = mix(query, key, value, local if mixed else None, (memory, number))
-            return _linear("bthd,hdm->btm", checkpoint_name(out, _ATTENTION), weights["attention"]["out"]), memory
+            return linear("bthd,hdm->btm", checkpoint_name(out, _ATTENTION), weights["attention"]["out"]), memory
 
         return residual_block(config, weights, x, memory, attend), None
 
+    unrolled = config.layers <= UNROLLED
     if model.remat != "none":
-        # Inside a scan nothing can be merged across the recomputation, so the barrier against it is not needed.
-        block = jax.checkpoint(block, policy=_POLICIES[model.remat], prevent_cse=False)
+        # Inside a loop nothing can be merged across the recomputation, so the barrier against it is not needed.
+        block = jax.checkpoint(block, policy=_POLICIES[model.remat], prevent_cse=unrolled)
     x = embed(model, params, tokens, positions)
     numbers, local = np.arange(config.layers, dtype=np.int32), np.asarray(config.local)
-    (x, memory), _ = jax.lax.scan(block, (x, memory), (params["layers"], numbers, local))
+    (x, memory), _ = jax.lax.scan(block, (x, memory), (params["layers"], numbers, local), unroll=unrolled)
     return norm(config, params["norm"], x), memory
 
 
@@ -150,7 +154,7 @@ def embed(model: Transformer, params: Any, tokens: jax.Array, positions: jax.Arr
 
 def project(config: ModelConfig, weights: Any, x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Query ``[B, T, H, head_dim]``, key and value ``[B, T, G, head_dim]`` before rotation."""
-    query, key, value = (_linear("btm,mhd->bthd", x, weights[name]) for name in ("query", "key", "value"))
+    query, key, value = (linear("btm,mhd->bthd", x, weights[name]) for name in ("query", "key", "value"))
     if config.query_key_norm == "head":
         query, key = norm(config, weights["query_norm"], query), norm(config, weights["key_norm"], key)
     if config.query_key_norm == "all":
@@ -162,9 +166,9 @@ def project(config: ModelConfig, weights: Any, x: jax.Array) -> tuple[jax.Array,
 def mlp(config: ModelConfig, weights: Any, x: jax.Array) -> jax.Array:
     """``down(activation(gate(x)) * up(x))``, or ``down(activation(up(x)))`` without a gate."""
     activation = _ACTIVATIONS[config.activation]
-    up = _linear("btm,mf->btf", x, weights["up"])
-    inner = activation(_linear("btm,mf->btf", x, weights["gate"])) * up if config.gated else activation(up)
-    return _linear("btf,fm->btm", constrain(inner, BATCH, "sequence", "tensor"), weights["down"])
+    up = linear("btm,mf->btf", x, weights["up"])
+    inner = activation(linear("btm,mf->btf", x, weights["gate"])) * up if config.gated else activation(up)
+    return linear("btf,fm->btm", constrain(inner, BATCH, "sequence", "tensor"), weights["down"])
 
 
 def norm(config: ModelConfig, weights: Any, x: jax.Array) -> jax.Array:
@@ -200,12 +204,3 @@ def _look_up(table: jax.Array, index: jax.Array, rows: str | None) -> jax.Array:
     table = constrain(table, rows, "fsdp")
     found = table.at[constrain(index, "data", "sequence")].get(mode="fill", fill_value=jnp.nan)
     return constrain(constrain(found, "data", "sequence", "fsdp"), BATCH, "sequence", None)
-
-
-def _linear(subscripts: str, x: jax.Array, weights: Any) -> jax.Array:
-    kernel = weights["kernel"]
-    multiply = quantization.product if quantization.is_quantized(kernel) else jnp.einsum
-    y = multiply(subscripts, x, kernel)
-    if "a" in weights:
-        y = y + adapters.low_rank(subscripts, x, weights["a"], weights["b"])
-    return y + weights["bias"] if "bias" in weights else y

@@ -12,7 +12,9 @@ from jaxpref.batch import Layout
 from jaxpref.data.layouts import BatchShape
 from jaxpref.planning.program import Program
 from jaxpref.planning.slices import Slice
-from jaxpref.training.throughput import FORWARD_AND_BACKWARD, flops_per_token
+from jaxpref.training.throughput import flops_per_token, passes
+
+RECOMPUTING = ("full", "offload")  # policies under which the backward pass computes whole layers again
 
 
 class Flops(NamedTuple):
@@ -65,9 +67,20 @@ def flops(program: Program, *, two_passes: bool) -> Flops:
     tokens = rows * (layout.length - layout.prompt)  # a prompt region never meets the vocabulary
     vocabulary = scored * tokens * 2 * model.config.width * model.config.vocab_size
     forward = layers + vocabulary
-    passes = FORWARD_AND_BACKWARD + (program.reference is not None)
-    again = layers * (model.remat == "full") + vocabulary + forward * two_passes
-    return Flops(forward * passes, forward * passes + again)
+    needed = forward * passes(
+        program.drawn.shapes.params, program.drawn.trainable, reference=program.reference is not None
+    )
+    again = _recomputed(model, layers, rows * layout.length) + vocabulary + forward * two_passes
+    return Flops(needed, needed + again)
+
+
+def _recomputed(model: models.Transformer, layers: float, tokens: int) -> float:
+    """FLOPs of the layers that the backward pass computes again."""
+    config = model.config
+    if model.remat == "attention":  # all but scores, mixing, query, key and value
+        kept = 2 * config.width * config.head_dim * (config.heads + 2 * config.key_value_heads) * config.layers
+        return tokens * (flops_per_token(config, 0.0, vocabulary=False) - kept)
+    return layers if model.remat in RECOMPUTING else 0.0
 
 
 def _row(config: models.ModelConfig, shape: BatchShape) -> float:
@@ -95,11 +108,11 @@ def roofline(program: Program, counted: Flops, sent: float, held: int, where: Sl
     chip, model = where.chip, program.drawn.model
     weights = models.count(program.drawn.shapes.params["model"]) * model.dtype.itemsize
     weights /= program.drawn.mesh.shape["tensor"]
-    passes = program.shape.micro_batches * (2 + (model.remat == "full") + (program.reference is not None))
+    gathers = program.shape.micro_batches * (2 + (model.remat in RECOMPUTING) + (program.reference is not None))
     memory_rate = chip.memory_rate / chip.devices
     return Roofline(
         compute=counted.hardware / (where.flops * where.chips),
-        memory=(2 * held + 2 * passes * weights) / memory_rate,
+        memory=(2 * held + 2 * gathers * weights) / memory_rate,
         links=sent / (chip.link_rate / chip.devices / 2),
     )
 

@@ -5,13 +5,13 @@ from typing import Any, NamedTuple
 import jax
 from jax.sharding import NamedSharding, PartitionSpec
 
-from jaxpref import objectives
+from jaxpref import models, objectives
 from jaxpref.configuration import Sections
 from jaxpref.data import layouts
 from jaxpref.errors import ConfigError
 from jaxpref.objectives import inputs as arguments
 from jaxpref.objectives import registry
-from jaxpref.training import blueprint, inputs, mesh, starting
+from jaxpref.training import blueprint, costs, inputs, mesh, starting
 from jaxpref.training.reference import CHANNEL
 
 
@@ -55,15 +55,16 @@ def program(sections: Sections, devices: jax.sharding.Mesh) -> Program:
     else:
         model = starting.architecture(sections.model, starting.resolve(sections.init_from))
     objective = objectives.build(sections.objectives)
-    shape = declared_shape(sections, objective, mesh.batch_devices(devices))
+    shape = declared_shape(sections, objective, costs.machine(model.config, devices))
     cached = frozenset({CHANNEL}) if sections.reference.kind == "cached" else frozenset()
     drawn = blueprint.draw(sections, devices, model, objective, steps=max(sections.train.steps, 1))
     step = blueprint.compile_step(drawn, shape.layout, cached=cached, decay=sections.ema.decay)
-    reference = drawn.shapes.params["model"] if sections.reference.kind == "frozen" else None
+    references = {"frozen": drawn.shapes.params["model"], "adapter_off": models.adapters.OFF}
+    reference = references.get(sections.reference.kind)
     return Program(drawn, shape, reference, step, _batch(shape, cached, devices))
 
 
-def declared_shape(sections: Sections, objective: objectives.Total, devices: int) -> layouts.BatchShape:
+def declared_shape(sections: Sections, objective: objectives.Total, machine: costs.Machine) -> layouts.BatchShape:
     """The shape of batches whose examples are as long as ``config.length`` allows."""
     length, batch = sections.length, sections.batch
     if not (length.prompt and length.response):
@@ -90,7 +91,8 @@ def declared_shape(sections: Sections, objective: objectives.Total, devices: int
         prompt_length=batch.prompt_length,
         response_length=batch.response_length,
         final=inputs.reads_last_token(objective),
-        multiple_of=devices,
+        multiple_of=machine.devices,
+        granule=machine.granule,
     )
 
 

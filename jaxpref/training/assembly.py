@@ -10,7 +10,7 @@ from etils import epath
 from jaxpref import data, models, objectives
 from jaxpref.configuration import Sections
 from jaxpref.errors import ConfigError, DataError
-from jaxpref.training import blueprint, inputs, mesh, selfcheck, starting, state, trees
+from jaxpref.training import blueprint, costs, inputs, mesh, selfcheck, starting, state, trees
 from jaxpref.training.digest import digest, leaf_digests
 from jaxpref.training.reference import CHANNEL, ReferenceCache
 
@@ -24,6 +24,7 @@ class Assembly(NamedTuple):
         tokenizer: text to tokens.
         template: name of the chat template.
         inputs: the training data.
+        machine: the devices, as shapes of batches suit them.
         state: the train state at step 0.
         reference: the reference's parameters, ``adapters.OFF``, or None.
         cache: cached reference log-probs, or None.
@@ -41,6 +42,7 @@ class Assembly(NamedTuple):
     tokenizer: data.tokenizers.Tokenizer
     template: str
     inputs: inputs.Inputs
+    machine: costs.Machine
     state: state.TrainState
     reference: Any
     cache: ReferenceCache | None
@@ -104,10 +106,11 @@ def assemble(
         report: is given lines of text on what was read and dropped.
     """
     devices = mesh.make_mesh(sections.mesh)
-    source, tokenizer, template, objective, fed = load_inputs(sections, devices, stages, report)
+    loaded = load_inputs(sections, devices, stages, report)
+    source, objective, fed = loaded.source, loaded.objective, loaded.inputs
     with jax.set_mesh(devices):
         model, params = starting.load_model(sections.model, source, devices, seed=sections.seed)
-        data.tokenizers.check_vocabulary(tokenizer, model.config.vocab_size)
+        data.tokenizers.check_vocabulary(loaded.tokenizer, model.config.vocab_size)
         check_lengths(fed, model)
         heads, objective_state = objective.init(jax.random.fold_in(jax.random.key(sections.seed), 1), model)
         drawn = blueprint.draw(sections, devices, model, objective, steps=fed.steps)
@@ -127,9 +130,10 @@ def assemble(
     return Assembly(
         **drawn._asdict(),
         sections=sections,
-        tokenizer=tokenizer,
-        template=template,
+        tokenizer=loaded.tokenizer,
+        template=loaded.template,
         inputs=fed,
+        machine=loaded.machine,
         state=fresh,
         reference=reference,
         cache=cache,
@@ -137,12 +141,29 @@ def assemble(
     )
 
 
-def load_inputs(sections: Sections, devices: jax.sharding.Mesh, stages: epath.Path | None, report):
-    """What a config says without its model: ``(starting point, tokenizer, template's name, objective, inputs)``."""
+class Loaded(NamedTuple):
+    """What a config says without its parameters; as in :class:`Assembly`."""
+
+    source: starting.Source
+    tokenizer: data.tokenizers.Tokenizer
+    template: str
+    objective: objectives.Total
+    machine: costs.Machine
+    inputs: inputs.Inputs
+
+
+def load_inputs(sections: Sections, devices: jax.sharding.Mesh, stages: epath.Path | None, report) -> Loaded:
+    """Reads the data of a run and chooses the shape of its batches."""
     source = starting.resolve(sections.init_from, stages)
     tokenizer = starting.load_tokenizer(sections.tokenizer.path, source)
     template = starting.template_name(sections.tokenizer.template, tokenizer)
     objective = objectives.build(sections.objectives)
+    machine = costs.machine(
+        starting.architecture(sections.model, source).config,
+        devices,
+        coupled=objective.coupled,
+        reference=sections.reference.kind in ("frozen", "adapter_off"),
+    )
     load = functools.partial(load_stream, sections, tokenizer=tokenizer, template=template, report=report)
     fed = inputs.make(
         load_streams(sections, objective, load),
@@ -150,9 +171,9 @@ def load_inputs(sections: Sections, devices: jax.sharding.Mesh, stages: epath.Pa
         sections.batch,
         sections.train,
         seed=sections.seed,
-        devices=mesh.batch_devices(devices),
+        machine=machine,
     )
-    return source, tokenizer, template, objective, fed
+    return Loaded(source, tokenizer, template, objective, machine, fed)
 
 
 def load_streams(sections: Sections, objective: objectives.Total, load) -> dict[str, data.Dataset]:

@@ -2,8 +2,10 @@
 
 from typing import Any, NamedTuple
 
-from jaxpref.data.sizing import Cost
-from jaxpref.training import throughput
+import jax
+
+from jaxpref.data.sizing import TYPICAL, Cost
+from jaxpref.training import mesh, throughput
 
 
 class Platform(NamedTuple):
@@ -21,9 +23,32 @@ class Platform(NamedTuple):
 
 
 PLATFORMS = {
-    "cpu": Platform(attention=1.2, least=64, micro_batch=24.0),
+    "cpu": Platform(attention=1.1, least=128, micro_batch=48.0),
 }
 UNMEASURED = Platform(attention=1.0, least=8192, micro_batch=64.0)
+
+GRANULES = {"tpu": 128}  # tokens of a block of the kernels; a region that ends inside one computes the rest for nothing
+
+
+class Machine(NamedTuple):
+    """What the shape of a batch depends on beside its examples.
+
+    Attributes:
+        devices: rows are divided over so many.
+        cost: of the model on one of them.
+        granule: every region is a multiple of so many tokens.
+    """
+
+    devices: int = 1
+    cost: Cost = TYPICAL
+    granule: int = 1
+
+
+def machine(config: Any, devices: jax.sharding.Mesh, *, coupled: bool = False, reference: bool = False) -> Machine:
+    """The devices of a mesh as the planner of batches sees them; arguments as :func:`of`."""
+    platform = devices.devices.flat[0].platform
+    cost = of(config, platform, coupled=coupled, reference=reference)
+    return Machine(mesh.batch_devices(devices), cost, GRANULES.get(platform, 1))
 
 
 def of(config: Any, platform: str, *, coupled: bool = False, reference: bool = False) -> Cost:

@@ -97,7 +97,7 @@ def prepare(name: str, section: Mapping[str, Any], parts: Assembly, report=print
         total.partnered,
         parts.sections.batch,
         final=inputs.reads_last_token(total),
-        devices=mesh.batch_devices(parts.mesh),
+        machine=parts.machine,
     )
     score = jax.jit(
         state.make_evaluation(parts.model, total, shape.layout, cached=parts.cached),

@@ -10,6 +10,7 @@ from jaxpref.batch import Batch
 from jaxpref.data import Tokenized, layouts, order, sizing
 from jaxpref.errors import ConfigError
 from jaxpref.objectives import Total
+from jaxpref.training.costs import Machine
 
 TRIALS, TRIAL_EXAMPLES = 8, 256  # least number of batches, and of examples, from which packed layouts choose sizes
 
@@ -82,9 +83,7 @@ def make(
     train,
     *,
     seed: int,
-    devices: int,
-    cost: sizing.Cost = sizing.TYPICAL,
-    granule: int = 1,
+    machine: Machine,
 ) -> Inputs:
     """The inputs of a run.
 
@@ -93,9 +92,7 @@ def make(
         objective: what reads them.
         batch, train: sections of the config.
         seed: of the order.
-        devices: the rows are divided over this many.
-        cost: of the model on its devices (:mod:`jaxpref.training.costs`), from which packed layouts choose sizes.
-        granule: every region is a multiple of so many tokens.
+        machine: the devices that compute the batches, for which packed layouts choose their sizes.
 
     Raises:
         ConfigError: an impossible shape, number of steps, or ragged last batch.
@@ -110,9 +107,7 @@ def make(
     steps, epochs = number_of_steps(train.steps, train.epochs, len(streams[first]), sizes[first])
     _check_last_batch(first, order.number_of_examples(len(streams[first]), epochs), sizes[first], objective.partnered)
     final = reads_last_token(objective)
-    shape = shape_of(
-        streams, sizes, objective.partnered, batch, final=final, devices=devices, cost=cost, granule=granule
-    )
+    shape = shape_of(streams, sizes, objective.partnered, batch, final=final, machine=machine)
     return Inputs(dict(streams), sizes, objective.partnered, shape, seed, epochs, steps)
 
 
@@ -152,18 +147,16 @@ def shape_of(
     batch,
     *,
     final: bool,
-    devices: int,
-    cost: sizing.Cost = sizing.TYPICAL,
-    granule: int = 1,
+    machine: Machine,
 ) -> layouts.BatchShape:
     """The fixed shape of batches of these streams: sizes that the config leaves open suit their examples."""
     shapes = {name: _stream_shape(dataset, sizes[name], name in partnered) for name, dataset in streams.items()}
     given = {name: getattr(batch, name) for name in ("layout", "rows", "length", "prompt_length", "response_length")}
-    given |= {"final": final, "multiple_of": devices, "granule": granule}
+    given |= {"final": final, "multiple_of": machine.devices, "granule": machine.granule}
     if not batch.layout.startswith("packed"):
         return layouts.batch_shape(shapes, **given)
     number = max(TRIALS, math.ceil(TRIAL_EXAMPLES / sum(sizes.values())))
-    return sizing.choose(shapes, [_trial(streams, sizes, partnered, n) for n in range(number)], cost, **given)
+    return sizing.choose(shapes, [_trial(streams, sizes, partnered, n) for n in range(number)], machine.cost, **given)
 
 
 def _trial(streams, sizes, partnered, number: int) -> dict[str, list[Tokenized]]:

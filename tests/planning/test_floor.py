@@ -68,6 +68,21 @@ def test_a_frozen_reference_is_one_more_forward_and_a_reward_model_needs_no_voca
     assert floor.flops(reward, two_passes=False) == floor.Flops(pytest.approx(3 * forward), pytest.approx(3 * forward))
 
 
+def test_an_adapter_needs_no_gradients_of_weights_and_its_reference_one_more_forward():
+    cached, off = program_of(adapter_kind="lora"), program_of(adapter_kind="lora", reference_kind="adapter_off")
+    whole = floor.flops(program_of(), two_passes=False).model
+    assert floor.flops(cached, two_passes=False).model == pytest.approx(whole * 2 / 3)
+    assert floor.flops(off, two_passes=False).model == pytest.approx(whole)
+
+
+def test_keeping_attention_recomputes_its_output_and_the_mlp():
+    kept, none = (floor.flops(program_of(model_remat=remat), two_passes=False) for remat in ("attention", "none"))
+    config = program_of().drawn.model.config
+    again = config.heads * config.head_dim * config.width + 3 * config.width * config.mlp_width
+    tokens = 2 * PAIRS * (PROMPT + RESPONSE - 1)
+    assert kept.hardware - none.hardware == pytest.approx(2 * tokens * config.layers * again)
+
+
 def test_bytes_on_device_are_those_of_its_shards():
     made = program_of()
     whole = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(made.drawn.shapes.params))

@@ -28,7 +28,7 @@ def stream(examples=200, seed=0):
 def make(method="dpo", **batch):
     objective = objectives.build({"term": objectives.config(method, data="rows")})
     section = schema.Batch(examples=16, **batch)
-    return inputs.make({"rows": stream()}, objective, section, schema.Train(steps=10), seed=3, devices=1)
+    return inputs.make({"rows": stream()}, objective, section, schema.Train(steps=10), seed=3, machine=costs.Machine())
 
 
 def test_packed_sizes_come_from_the_data():

@@ -17,7 +17,7 @@ def visible(
     window: int | None = None,
     local: Any = None,
 ) -> jax.Array:
-    """Mask ``[B, T, S]``, True where a query may see a key; arguments of :func:`jaxpref.models.attention.xla.attend`."""
+    """Mask ``[B, T, S]``, True where a query sees a key; arguments as :func:`jaxpref.models.attention.xla.attend`."""
     queries, keys = query_segments.shape[1], key_segments.shape[1]
     seen = jnp.arange(keys) <= jnp.arange(queries)[:, None] + offset
     seen &= query_segments[:, :, None] == key_segments[:, None, :]
