@@ -61,7 +61,7 @@ class Examples(NamedTuple):
         index: ``[N, K, L]`` int32, flat position in ``[M * R * T]`` of the token that predicts each response token.
         mask: ``[N, K, L]`` bool, which of them are targets (end of sequence included; padding and foreign turns not).
         last: ``[N, K]`` int32, flat position of the last response token itself (read by reward heads).
-        micro: ``[N]`` int32, the micro-batch that holds the example.
+        micro: ``[N]`` int32, the micro-batch that holds the example (of a partnered one, its own response).
         where: ``[N]`` bool, False for the rows that pad a ragged last batch.
         side: arrays ``[N, ...]`` of labels, margins, weights, ids, and cached channels ``[N, K, L]``.
     """
@@ -75,10 +75,18 @@ class Examples(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """One global batch: rows ``[M, R, T]``, how many micro-batches hold anything, and each data stream's examples."""
+    """One global batch.
+
+    Attributes:
+        rows: ``[M, R, T]``.
+        count: how many micro-batches, from the first on, hold anything.
+        trained: how many of these need a gradient; the rest hold mismatched responses, which never get one.
+        examples: data stream -> its examples.
+    """
 
     rows: Rows
     count: Any
+    trained: Any
     examples: dict[str, Examples]
 
 

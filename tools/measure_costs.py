@@ -76,12 +76,12 @@ def main() -> None:
 
     lengths = np.array(options.lengths)
     times = np.array([measure(options.tokens // length, length) for length in options.lengths]) / options.tokens
-    pair, token = np.polyfit(lengths, times, 1)
+    pair, token = np.polyfit(lengths / 2, times, 1)  # a query meets half of its row's keys
     token_flops = throughput.flops_per_token(model.config, 0.0)
     pair_flops = throughput.flops_per_token(model.config, 1.0) - token_flops
     attention = (pair / pair_flops) / (token / token_flops)
     small = [32 << n for n in range(6)]
-    alone = [measure(1, length) / (token * length + pair * length**2) for length in small]
+    alone = [measure(1, length) / (token * length + pair * length**2 / 2) for length in small]
     least = next((length for length, factor in zip(small, alone, strict=True) if factor < AS_FAST), None)
     add = jax.jit(lambda a, b: jax.tree.map(jnp.add, a, b), donate_argnums=0)
     total = jax.tree.map(jnp.copy, params)

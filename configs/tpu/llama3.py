@@ -1,12 +1,12 @@
 """The parts that the Llama 3 recipes for TPU slices share; ``llama3_<size>_<method>.py`` beside it are the recipes.
 
 Every recipe reads ``$JAXPREF_DATA/train.jsonl`` and ``heldout.jsonl`` (a folder, or a bucket: ``gs://name/folder``):
-demonstrations for SFT, pairs for DPO and reward models, as docs/data-formats.md describes them. Its slice is the one of
-its docstring; on another, ``--config.batch.rows`` must suit the number of chips, and
+demonstrations for SFT, pairs for DPO and reward models, as docs/data-formats.md describes them. Its docstring names the
+smallest slice that holds it; the same config runs on any larger one, and
 
     jaxpref plan --config=configs/tpu/<recipe>.py --topology=<slice>
 
-says whether the step fits.
+says what it takes there.
 
 See *The Llama 3 Herd of Models* (https://arxiv.org/abs/2407.21783) for the models, and for DPO's learning rate, beta,
 and the weight of the likelihood term that it adds.
@@ -22,12 +22,11 @@ CHECKPOINTS = {
 }
 
 
-def recipe(size, *, rows, examples, learning_rate, epochs=1.0):
+def recipe(size, *, examples, learning_rate, epochs=1.0):
     """What all recipes share: bfloat16 products, float32 parameters, everything divided over all chips.
 
     Args:
         size: of the model, a key of CHECKPOINTS.
-        rows: of a micro-batch, a multiple of the slice's chips.
         examples: of a batch.
         learning_rate: peak.
         epochs: passes over the data.
@@ -43,7 +42,7 @@ def recipe(size, *, rows, examples, learning_rate, epochs=1.0):
     config.length.prompt = 2048
     config.length.response = 2048
     config.batch.examples = examples
-    config.batch.rows = rows
+    config.batch.rows_per_device = 1
     config.train.epochs = epochs
     config.optimizer.learning_rate = learning_rate
     config.optimizer.schedule = "cosine"

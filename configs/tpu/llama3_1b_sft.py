@@ -11,4 +11,4 @@ llama3 = configuration.beside(__file__, "llama3.py")
 
 
 def get_config():
-    return llama3.sft("1b", rows=8, examples=64)
+    return llama3.sft("1b", examples=64)

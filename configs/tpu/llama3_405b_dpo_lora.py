@@ -14,7 +14,7 @@ llama3 = configuration.beside(__file__, "llama3.py")
 
 
 def get_config():
-    config = llama3.dpo("405b", rows=32, examples=128, learning_rate=2e-5)
+    config = llama3.dpo("405b", examples=128, learning_rate=2e-5)
     config.model.param_dtype = "bfloat16"
     config.adapter.kind = "lora"
     config.adapter.rank = 32

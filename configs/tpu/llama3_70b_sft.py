@@ -11,4 +11,4 @@ llama3 = configuration.beside(__file__, "llama3.py")
 
 
 def get_config():
-    return llama3.sft("70b", rows=32, examples=128)
+    return llama3.sft("70b", examples=128)

@@ -14,4 +14,4 @@ llama3 = configuration.beside(__file__, "llama3.py")
 
 
 def get_config():
-    return llama3.dpo("8b", rows=16, examples=128)
+    return llama3.dpo("8b", examples=128)

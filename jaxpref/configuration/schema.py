@@ -63,10 +63,11 @@ class Batch:
     examples: int = number(32, least=1)  # examples of a global batch, of each data stream
     streams: Mapping[str, int] = free()  # data stream -> its own number of examples
     layout: Literal["padded", "packed", "shared", "packed+shared"] = "padded"  # shared: responses share their prompt
-    rows: int = number(0, least=0)  # rows of a micro-batch; 0: one micro-batch
-    length: int = number(0, least=0)  # tokens of a packed row; 0: 512, or the longest sequence
-    prompt_length: int = number(0, least=0)  # prompt region of a packed+shared row; 0: in proportion to the responses
-    response_length: int = number(0, least=0)  # response region of a packed+shared row; 0: 256, or the longest response
+    rows: int = number(0, least=0)  # rows of a micro-batch; 0: one micro-batch, or the cheapest where rows are packed
+    rows_per_device: int = number(0, least=0)  # instead of rows: for each device that examples are divided over
+    length: int = number(0, least=0)  # tokens of a packed row; 0: the cheapest for this data, model and device
+    prompt_length: int = number(0, least=0)  # prompt region of a packed+shared row; 0: the cheapest
+    response_length: int = number(0, least=0)  # response region of a packed+shared row; 0: the cheapest
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

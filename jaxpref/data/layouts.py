@@ -13,8 +13,9 @@ packed+shared   Tp > 0, K responses     as many prompts, each with its K respons
 =============== ======================= ============================================================
 
 In the shared layouts the prompt region holds ``prompt[:-1]`` and each response region ``prompt[-1:] + response[:-1]``,
-so that every target is scored inside its own region. Reward heads read the last response token itself: with ``final``
-it is fed to the model as well, as one more position without a target.
+so that every target is scored inside its own region. Mismatched responses (KTO) never get a gradient, so they lie, each
+with a copy of its prompt, in micro-batches of their own behind the others. Reward heads read the last response token
+itself: with ``final`` it is fed to the model as well, as one more position without a target.
 
 The plan is a pure function of the examples' tokens: every process computes the same one.
 """
@@ -33,13 +34,27 @@ NOWHERE = np.int32(2**31 - 1)  # an index outside every batch: gathered as zero
 
 
 class StreamShape(NamedTuple):
-    """Fixed shape of a stream's examples: how many a batch holds, responses of each, longest prompt and response."""
+    """Fixed shape of a stream's examples.
+
+    Attributes:
+        examples: how many a batch holds.
+        responses: of each.
+        prompt, response: tokens of the longest.
+        sides: names of side inputs.
+        partnered: whether response 1 is a mismatched one, which never gets a gradient.
+    """
 
     examples: int
     responses: int
     prompt: int
     response: int
     sides: tuple[str, ...] = ()
+    partnered: bool = False
+
+    @property
+    def together(self) -> int:
+        """Responses of an example that lie in one micro-batch."""
+        return 1 if self.partnered else self.responses
 
 
 class BatchShape(NamedTuple):
@@ -98,8 +113,9 @@ def batch_shape(
         final=final,
         granule=granule,
     )
-    segments = [(s.examples, 1 if row.shared else s.responses) for s in streams.values()]
+    segments = [(s.examples, 1 if row.shared else s.together) for s in streams.values()]
     total, largest = sum(n * k for n, k in segments), max(k for _, k in segments)
+    partners = sum(s.examples for s in streams.values() if s.partnered)
     rows = rows or math.ceil(total / slots / multiple_of) * multiple_of
     if rows % multiple_of:
         raise ConfigError(
@@ -115,6 +131,7 @@ def batch_shape(
     uniform = len({k for _, k in segments}) == 1
     placed = rows * slots // largest * largest if uniform else rows * slots - largest + 1
     micro_batches = 1 if total <= rows * slots else math.ceil(total / placed)
+    micro_batches += math.ceil(partners / (rows * slots))
     return BatchShape(row, rows, micro_batches, dict(streams), layout.startswith("packed"), final)
 
 
@@ -135,7 +152,7 @@ def regions(
     if layout not in LAYOUTS:
         raise ConfigError(f"batch.layout is {layout!r}; expected one of {', '.join(LAYOUTS)}.")
     shapes, packed = list(streams.values()), layout.startswith("packed")
-    prompt, responses = max(s.prompt for s in shapes), max(s.responses for s in shapes)
+    prompt, responses = max(s.prompt for s in shapes), max(s.together for s in shapes)
     response = max(s.response for s in shapes) + final
     sizes = {"length": length, "prompt_length": prompt_length, "response_length": response_length}
     read = {"packed": ["length"], "packed+shared": ["prompt_length", "response_length"]}.get(layout, [])
@@ -168,7 +185,7 @@ def _region(needed: int, size: int, name: str, granule: int) -> int:
 def plan(streams: Mapping[str, Sequence[Any]], shape: BatchShape) -> Batch:
     """Lays examples (``jaxpref.data.Tokenized``) into rows, first fit decreasing.
 
-    All responses of an example lie in one micro-batch, so that separable objectives need one pass.
+    All responses of an example but a mismatched one lie in one micro-batch, so that separable objectives need one pass.
 
     Args:
         streams: for each stream of ``shape``, at most ``shape.streams[name].examples`` examples.
@@ -179,25 +196,58 @@ def plan(streams: Mapping[str, Sequence[Any]], shape: BatchShape) -> Batch:
     Raises:
         DataError: an example is longer than the shape allows or lacks a side input.
     """
-    layout, size = shape.layout, (shape.micro_batches, shape.rows, shape.layout.length)
+    size = (shape.micro_batches, shape.rows, shape.layout.length)
     rows = Rows(*(np.zeros(size, np.int32) for _ in Rows._fields))
     examples = {name: _empty_examples(stream) for name, stream in shape.streams.items()}
-    entries = [(name, n, example) for name in shape.streams for n, example in enumerate(streams[name])]
-    for name, _, example in entries:
-        _check(example, name, shape.streams[name])
-    footprints = [footprint(example, shape.layout, final=shape.final) for _, _, example in entries]
-    used = np.zeros((shape.micro_batches, shape.rows, 1 + layout.responses), np.int64)
+    for name, stream in shape.streams.items():
+        for n, example in enumerate(streams[name]):
+            _check(example, name, stream)
+            examples[name].where[n] = True
+            for key in stream.sides:
+                examples[name].side[key][n] = example.side[key]
+    own, partners = pieces(streams, shape.streams)
+    trained = _fill(rows, examples, own, shape, 0)
+    count = _fill(rows, examples, partners, shape, trained) if partners else trained
+    return Batch(rows, np.int32(count), np.int32(trained), examples)
+
+
+class Piece(NamedTuple):
+    """What of an example must lie in one micro-batch: its prompt with the responses from ``first`` on."""
+
+    stream: str
+    number: int
+    first: int
+    prompt: np.ndarray
+    responses: tuple[np.ndarray, ...]
+    masks: tuple[np.ndarray, ...]
+
+
+def pieces(streams: Mapping[str, Sequence[Any]], shapes: Mapping[str, StreamShape]) -> tuple[list[Piece], list[Piece]]:
+    """``(those that get a gradient, mismatched responses)`` of the examples of a batch."""
+    own, partners = [], []
+    for name, shape in shapes.items():
+        for n, example in enumerate(streams[name]):
+            prompt, responses = np.asarray(example.prompt), tuple(map(np.asarray, example.responses))
+            parts = [(0, len(responses))] if not shape.partnered else [(0, 1), (1, 2)]
+            for kept, (start, stop) in zip((own, partners), parts, strict=False):
+                kept.append(Piece(name, n, start, prompt, responses[start:stop], example.masks[start:stop]))
+    return own, partners
+
+
+def _fill(rows: Rows, examples, entries: list[Piece], shape: BatchShape, begin: int) -> int:
+    """Lays pieces into micro-batches from ``begin`` on; returns the first one behind them."""
+    footprints = [footprint(piece, shape.layout, final=shape.final) for piece in entries]
+    used = np.zeros((shape.micro_batches, shape.rows, 1 + shape.layout.responses), np.int64)
     segments = np.zeros((shape.micro_batches, shape.rows), np.int32)
-    count = 1
+    end = begin + 1
     for entry in sorted(range(len(entries)), key=lambda i: -int(footprints[i].sum())):
-        name, n, example = entries[entry]
-        micro, places = _place(footprints[entry], used, shape)
-        count = max(count, micro + 1)
-        _write(rows, examples[name], n, example, micro, places, used, segments, shape)
-        examples[name].micro[n], examples[name].where[n] = micro, True
-        for key in shape.streams[name].sides:
-            examples[name].side[key][n] = example.side[key]
-    return Batch(rows, np.int32(count), examples)
+        piece = entries[entry]
+        micro, places = _place(footprints[entry], used, shape, begin)
+        end = max(end, micro + 1)
+        _write(rows, examples[piece.stream], piece, micro, places, used, segments, shape)
+        if piece.first == 0:
+            examples[piece.stream].micro[piece.number] = micro
+    return end
 
 
 def _empty_examples(stream: StreamShape) -> Examples:
@@ -237,10 +287,10 @@ def footprint(example: Any, layout: Layout, *, final: bool) -> np.ndarray:
     return np.where(sizes > 0, len(example.prompt) - 1 + sizes + final, 0)
 
 
-def _place(footprint: np.ndarray, used: np.ndarray, shape: BatchShape) -> tuple[int, list[int]]:
-    """First micro-batch with room for the whole example, and the row of each of its segments."""
+def _place(footprint: np.ndarray, used: np.ndarray, shape: BatchShape, begin: int) -> tuple[int, list[int]]:
+    """First micro-batch, from ``begin`` on, with room for the whole piece, and the row of each of its segments."""
     layout = shape.layout
-    for micro in range(shape.micro_batches):
+    for micro in range(begin, shape.micro_batches):
         if layout.shared:
             capacity = np.array([layout.prompt, *[layout.response] * layout.responses])
             fits = np.all(used[micro] + footprint <= capacity, axis=-1) & (shape.packed | (used[micro].sum(-1) == 0))
@@ -259,8 +309,8 @@ def _place(footprint: np.ndarray, used: np.ndarray, shape: BatchShape) -> tuple[
     raise AssertionError("the bound on micro-batches is too small")  # excluded by the argument in batch_shape
 
 
-def _write(rows, examples, n, example, micro, places, used, segments, shape) -> None:
-    layout, prompt = shape.layout, np.asarray(example.prompt)
+def _write(rows, examples, piece: Piece, micro, places, used, segments, shape) -> None:
+    layout, prompt = shape.layout, piece.prompt
 
     def put(row: int, region: int, start: int, tokens, targets, first_position: int, segment: int) -> int:
         at = start + used[micro, row, region]
@@ -274,7 +324,7 @@ def _write(rows, examples, n, example, micro, places, used, segments, shape) -> 
         row = places[0]
         segments[micro, row] += 1
         put(row, 0, 0, prompt[:-1], prompt[1:], 0, segments[micro, row])
-    for k, response in enumerate(np.asarray(r) for r in example.responses):
+    for k, response in enumerate(piece.responses):
         if not len(response):
             continue
         if layout.shared:
@@ -286,10 +336,11 @@ def _write(rows, examples, n, example, micro, places, used, segments, shape) -> 
         targets = np.concatenate([head[1:], response, [0] * shape.final])
         at = put(row, region, start, tokens, targets, len(prompt) - len(head), segments[micro, row])
         first = at + len(head) - 1
-        examples.index[n, k, : len(response)] = first + np.arange(len(response))
-        examples.mask[n, k, : len(response)] = example.masks[k]
+        place = piece.number, piece.first + k
+        examples.index[place][: len(response)] = first + np.arange(len(response))
+        examples.mask[place][: len(response)] = piece.masks[k]
         if shape.final:
-            examples.last[n, k] = first + len(response)
+            examples.last[place] = first + len(response)
 
 
 def padding_share(batch: Batch) -> float:

@@ -24,29 +24,38 @@ class Cost(NamedTuple):
     """What a device's work costs, in units of what one token costs beside attention.
 
     Attributes:
-        pair: a query and a key that meet in attention, whether masked or not.
+        pair: a query and a key that is not behind it, whether masked or not.
         least: tokens of a micro-batch on a device below which it takes no less time.
         micro_batch: what every micro-batch costs beside its tokens (adding up the gradient).
         several: factor on everything when a batch may need several micro-batches and the objective couples examples,
             which takes an extra forward pass (``jaxpref.training.engine``); 1 for separable objectives.
+        apart: what a micro-batch of mismatched responses, which needs no gradient, costs of one that does.
     """
 
     pair: float
     least: float = 0.0
     micro_batch: float = 0.0
     several: float = 1.0
+    apart: float = 1.0 / 3
 
 
-# A Llama of width 512 on a CPU: a token's projections and MLP take as long as attending to 512 keys.
-TYPICAL = Cost(pair=1 / 512, least=256, micro_batch=32)
+# A Llama of width 512 on a CPU: a token's projections and MLP take as long as attending to 256 keys.
+TYPICAL = Cost(pair=1 / 256, least=256, micro_batch=32)
 
 
-def attention_pairs(row: Layout) -> int:
-    """Query-key pairs of a row: ``Tp^2 + K Tr (Tp + Tr)``."""
-    return row.prompt**2 + row.responses * row.response * (row.prompt + row.response)
+def attention_pairs(row: Layout) -> float:
+    """Query-key pairs that a causal kernel computes in a row: ``Tp^2 / 2 + K Tr (Tp + Tr / 2)``."""
+    return row.prompt**2 / 2 + row.responses * row.response * (row.prompt + row.response / 2)
 
 
-def predicted(shape: layouts.BatchShape, used: Sequence[int], cost: Cost, *, devices: int = 1) -> float:
+class Used(NamedTuple):
+    """Rows that a batch fills: with what gets a gradient, and with mismatched responses."""
+
+    own: int
+    partners: int
+
+
+def predicted(shape: layouts.BatchShape, used: Sequence[Used], cost: Cost, *, devices: int = 1) -> float:
     """Mean cost of batches.
 
     .. math:: \\lceil u / R \\rceil \\; (\\max(R T, \\mathrm{least}) + \\mathrm{pair} \\; R A + \\mathrm{micro\\_batch})
@@ -62,8 +71,11 @@ def predicted(shape: layouts.BatchShape, used: Sequence[int], cost: Cost, *, dev
     rows = shape.rows / devices
     tokens = max(rows * shape.layout.length, cost.least)
     micro_batch = tokens + cost.pair * rows * attention_pairs(shape.layout) + cost.micro_batch
+    own, partners = (
+        float(np.mean([math.ceil(rows_ / shape.rows) for rows_ in kind])) for kind in zip(*used, strict=True)
+    )
     factor = cost.several if shape.micro_batches > 1 else 1.0
-    return factor * micro_batch * float(np.mean([math.ceil(rows_ / shape.rows) for rows_ in used]))
+    return micro_batch * (factor * own + cost.apart * partners)
 
 
 def choose(
@@ -94,12 +106,13 @@ def choose(
         ConfigError: see :func:`jaxpref.data.layouts.batch_shape`.
     """
     fixed = {"layout": layout, "final": final, "granule": granule}
+    cut = [layouts.pieces(batch, streams) for batch in trials]
     if layout == "packed":
         least, _ = layouts.regions(streams, length=length, **fixed)
         candidates = [{"length": size} for size in _stretched(least.length, length, granule)]
     else:
         least, _ = layouts.regions(streams, prompt_length=prompt_length, response_length=response_length, **fixed)
-        prompts, responses = _typical_tokens(trials)
+        prompts, responses = _typical_tokens(cut)
         candidates = [
             {"prompt_length": prompt, "response_length": response}
             for response in _stretched(least.response, response_length, granule)
@@ -110,16 +123,18 @@ def choose(
     shapes = []
     for sizes in candidates:
         row, slots = layouts.regions(streams, **sizes, **fixed)
-        used = [rows_needed(batch, row, final=final) for batch in trials]
+        used = [Used(*(rows_needed(kind, row, final=final) for kind in batch)) for batch in cut]
         for number in [rows] if rows else _numbers_of_rows(streams, row, slots, used, multiple_of):
             shape = layouts.batch_shape(streams, rows=number, multiple_of=multiple_of, **sizes, **fixed)
             shapes.append((predicted(shape, used, cost, devices=multiple_of), shape))
     return min(shapes, key=lambda found: found[0])[1]
 
 
-def rows_needed(batch: Mapping[str, Sequence[Any]], row: Layout, *, final: bool) -> int:
-    """Rows that the examples of a batch fill, first fit decreasing as :func:`jaxpref.data.layouts.plan` does."""
-    taken = [layouts.footprint(example, row, final=final) for examples in batch.values() for example in examples]
+def rows_needed(pieces: Sequence[layouts.Piece], row: Layout, *, final: bool) -> int:
+    """Rows that the pieces of a batch fill, first fit decreasing as :func:`jaxpref.data.layouts.plan` does."""
+    if not pieces:
+        return 0
+    taken = [layouts.footprint(piece, row, final=final) for piece in pieces]
     taken.sort(key=lambda tokens: -int(tokens.sum()))
     if row.shared:
         capacity = np.array([row.prompt, *[row.response] * row.responses])
@@ -131,11 +146,11 @@ def rows_needed(batch: Mapping[str, Sequence[Any]], row: Layout, *, final: bool)
     return max(1, int(np.count_nonzero(used.any(axis=-1))))
 
 
-def _typical_tokens(trials) -> tuple[float, float]:
-    """Tokens of all prompts, each counted once, and of all responses."""
-    examples = [example for batch in trials for stream in batch.values() for example in stream]
-    prompts = sum(len(example.prompt) for example in examples)
-    return prompts, sum(len(response) for example in examples for response in example.responses)
+def _typical_tokens(cut) -> tuple[float, float]:
+    """Tokens of all prompts, each counted once, and of all responses, of what gets a gradient."""
+    pieces = [piece for own, _ in cut for piece in own]
+    prompts = sum(len(piece.prompt) for piece in pieces)
+    return prompts, sum(len(response) for piece in pieces for response in piece.responses)
 
 
 def _stretched(needed: int, given: int, granule: int) -> list[int]:
@@ -150,9 +165,10 @@ def _rounded(sizes, granule: int) -> list[int]:
     return sorted({math.ceil(math.floor(size) / granule) * granule for size in sizes})
 
 
-def _numbers_of_rows(streams, row: Layout, slots: int, used: Sequence[int], multiple_of: int) -> list[int]:
+def _numbers_of_rows(streams, row: Layout, slots: int, used: Sequence[Used], multiple_of: int) -> list[int]:
     """Rows of a micro-batch to try: few, as many as the trial batches fill, and enough for any batch."""
-    segments = [(s.examples, 1 if row.shared else s.responses) for s in streams.values()]
+    segments = [(s.examples, 1 if row.shared else s.together) for s in streams.values()]
     least, most = (math.ceil(n / slots) for n in (max(k for _, k in segments), sum(n * k for n, k in segments)))
-    few = itertools.takewhile(lambda n: n < max(used), (step << k for k in itertools.count() for step in (2, 3)))
-    return sorted({math.ceil(max(n, least) / multiple_of) * multiple_of for n in {1, *few, *used, most}})
+    filled = [n for batch in used for n in batch if n]
+    few = itertools.takewhile(lambda n: n < max(filled), (step << k for k in itertools.count() for step in (2, 3)))
+    return sorted({math.ceil(max(n, least) / multiple_of) * multiple_of for n in {1, *few, *filled, most}})

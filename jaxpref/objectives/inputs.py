@@ -15,11 +15,19 @@ from jaxpref.batch import Examples, lengths
 
 
 class View(NamedTuple):
-    """What a reader sees: the channels in example order, the examples, and the rows ``[N]`` that count."""
+    """What a reader sees: the channels in example order, the examples, and the rows ``[N]`` that count.
+
+    A micro-batch has a part of the rows that count; mismatched responses are those of the whole batch.
+    """
 
     outputs: dict[str, jax.Array]
     examples: Examples
     valid: jax.Array
+
+    @property
+    def partners(self) -> jax.Array:
+        """Rows ``[N]`` of the whole batch that have both responses; those that pad have none."""
+        return jnp.all(lengths(self.examples) > 0, axis=-1)
 
 
 class Input(NamedTuple):
@@ -31,7 +39,8 @@ class Input(NamedTuple):
         needs: channels that it reads.
         side: the column of side inputs that it reads, if any.
         dtype: float or bool.
-        partner: whether it reads the mismatched response that the data room draws for unpaired examples.
+        partner: whether it reads the mismatched response that the data room draws for unpaired examples. No gradient
+            flows into it, so that such responses are computed apart, forward only.
     """
 
     read: Callable[[View], jax.Array]
@@ -80,7 +89,7 @@ TABLE: dict[str, Input] = {
     "lengths": _length(0),
     "kl_logps": _sums("logps", 1)._replace(partner=True),
     "kl_ref_logps": _sums("ref_logps", 1)._replace(partner=True),
-    "kl_where": Input(lambda view: view.valid & (lengths(view.examples)[:, 1] > 0), dtype=bool, partner=True),
+    "kl_where": Input(lambda view: view.partners, dtype=bool, partner=True),
     "where": Input(lambda view: view.valid, dtype=bool),
     "token_logps": _tokens("logps", 0),
     "mask": _mask(0),
@@ -92,8 +101,10 @@ TABLE: dict[str, Input] = {
 
 def read(name: str, view: View) -> jax.Array:
     """Reads one argument; rows that do not count hold zeros, so that nothing in them reaches value or gradient."""
-    value = TABLE[name].read(view)
-    return jnp.where(view.valid.reshape(-1, *(1,) * (value.ndim - 1)), value, jnp.zeros_like(value))
+    value, where = TABLE[name].read(view), view.valid
+    if TABLE[name].partner:
+        value, where = jax.lax.stop_gradient(value), view.partners
+    return jnp.where(where.reshape(-1, *(1,) * (value.ndim - 1)), value, jnp.zeros_like(value))
 
 
 def dummy(name: str) -> jax.ShapeDtypeStruct:

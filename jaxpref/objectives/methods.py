@@ -71,7 +71,6 @@ register(
     url="https://arxiv.org/abs/2402.01306",
     formula="w (1 - sigmoid(+-beta (log-ratio - z0))), z0 = max(0, mean log-ratio of mismatched pairs)",
     disagreements="z0 of the global batch, clamped after the mean; official code estimates it per micro-batch.",
-    coupled=True,
     at_reference=_kto_at_reference,
     aux_metrics={"kl": "z0"},
 )

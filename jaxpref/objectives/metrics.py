@@ -31,7 +31,7 @@ def collect(
     if "labels" in arrays:
         metrics |= _by_label(method, arrays, hyperparameters, view.valid)
     for field, value in aux._asdict().items() if aux is not None else ():
-        pair = (value, 1) if value.ndim == 0 else (_sum(value, view.valid), count)
+        pair = (value * count, count) if value.ndim == 0 else (_sum(value, view.valid), count)
         metrics[method.aux_metrics.get(field, field)] = pair
     return {name: (jax.lax.stop_gradient(s), jnp.asarray(n, jnp.result_type(s))) for name, (s, n) in metrics.items()}
 

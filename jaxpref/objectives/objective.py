@@ -30,7 +30,7 @@ class Objective(NamedTuple):
         denominators: ``(examples) -> {"examples": n, "tokens": n}`` from data only, at least 1: examples that count,
             and target tokens of their first responses.
         loss: ``(outputs, examples, denominators, state, key, step) -> (scalar, {metric: (sum, count)}, state)``.
-        coupled: whether an example's gradient depends on other examples.
+        coupled: whether an example's gradient depends on other examples, by more than their mismatched responses.
         partnered: whether every example needs a mismatched response as response 1.
         weight: of the term in the total, a number or a Schedule.
         at_reference: ``(examples) -> float``, the loss at step 0 when policy and reference are equal; None if unknown.
@@ -101,7 +101,8 @@ class Total(NamedTuple):
 
         Args:
             outputs: term -> channel -> ``[N, K, L]`` (``[N, K]`` for ``score``), zero where masked.
-            examples: stream -> examples; ``where`` and ``mask`` may be restricted to a micro-batch if not ``coupled``.
+            examples: stream -> examples; where not ``coupled``, ``where`` and ``mask`` may be restricted to a
+                micro-batch; of partnered streams, whose mismatched responses are always all read, only ``where``.
             denominators: of the global batch.
             state: as :meth:`init` made it or the last call returned it.
             key: of this step.
@@ -203,6 +204,9 @@ def bind(name: str, method: registry.Method, stream: str, weight: Any, hyperpara
         absent = {"ref_logps": jnp.zeros_like(outputs["logps"])} if reference_free else {}
         read = view._replace(outputs=outputs | absent)
         arrays = {argument: inputs.read(argument, read) for argument in _present(name, method, examples)}
+        if method.partnered and "where" in arrays:
+            # A row whose own response lies in another micro-batch still has a mismatched one.
+            arrays["where"] |= view.partners
         provided = {a: v for a, v in (("state", state), ("key", key)) if a in method.arguments}
         values, state, aux = _unpack(method, method.loss(**arrays, **provided, **(now | replaced)), state)
         chex.assert_shape(values, view.valid.shape)

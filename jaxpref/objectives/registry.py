@@ -106,7 +106,7 @@ def register(
         title, url: of the paper that defines the method.
         formula: one line for the catalogue.
         disagreements: where published code and papers disagree, and which of them this is.
-        coupled: whether an example's gradient depends on other examples.
+        coupled: whether an example's gradient depends on other examples, by more than their mismatched responses.
         reward_scale: hyperparameter that scales the logged implicit rewards, if the loss has it.
         at_reference: ``(hyperparameters, side) -> value`` or ``[N]`` of the loss where policy and reference are equal;
             not asked when the hyperparameters leave the reference out.
@@ -169,7 +169,7 @@ def catalogue() -> list[Row]:
             needs=tuple(sorted(m.needs)),
             defaults=m.defaults,
             formula=m.formula,
-            coupled=m.coupled,
+            coupled=m.coupled or m.partnered,
             stateful=m.init_state is not None,
             disagreements=m.disagreements,
         )

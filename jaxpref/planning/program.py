@@ -45,7 +45,7 @@ def program(sections: Sections, devices: jax.sharding.Mesh) -> Program:
     """The train step of a config's run on a mesh.
 
     Nothing is read: every example has the longest prompt and the longest response that ``config.length`` allows, so a
-    packed layout without ``batch.rows`` has the rows of the longest possible batch.
+    packed layout without ``batch.rows`` or ``batch.rows_per_device`` has the rows of the longest possible batch.
 
     Raises:
         ConfigError: the config leaves the lengths, or the architecture of weights that are not here, to files.
@@ -57,7 +57,8 @@ def program(sections: Sections, devices: jax.sharding.Mesh) -> Program:
     objective = objectives.build(sections.objectives)
     shape = declared_shape(sections, objective, costs.machine(model.config, devices))
     cached = frozenset({CHANNEL}) if sections.reference.kind == "cached" else frozenset()
-    drawn = blueprint.draw(sections, devices, model, objective, steps=max(sections.train.steps, 1))
+    steps = sections.train.steps or sections.optimizer.warmup_steps + 1  # without data, epochs say nothing
+    drawn = blueprint.draw(sections, devices, model, objective, steps=steps)
     step = blueprint.compile_step(drawn, shape.layout, cached=cached, decay=sections.ema.decay)
     references = {"frozen": drawn.shapes.params["model"], "adapter_off": models.adapters.OFF}
     reference = references.get(sections.reference.kind)
@@ -82,18 +83,10 @@ def declared_shape(sections: Sections, objective: objectives.Total, machine: cos
             prompt=length.prompt,
             response=length.response,
             sides=sides if before is None else tuple(sorted({*sides, *before.sides})),
+            partnered=method.partnered or (before is not None and before.partnered),
         )
-    return layouts.batch_shape(
-        streams,
-        layout=batch.layout,
-        rows=batch.rows,
-        length=batch.length,
-        prompt_length=batch.prompt_length,
-        response_length=batch.response_length,
-        final=inputs.reads_last_token(objective),
-        multiple_of=machine.devices,
-        granule=machine.granule,
-    )
+    final = inputs.reads_last_token(objective)
+    return layouts.batch_shape(streams, final=final, **inputs.given_sizes(batch, machine))
 
 
 def _batch(shape: layouts.BatchShape, cached: frozenset[str], devices: jax.sharding.Mesh):

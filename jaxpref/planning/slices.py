@@ -96,6 +96,8 @@ def describe(topology: str, count: int = 1) -> Slice:
 
     name = f"{generation}:{shape}"
     options = {"num_slices": count} if count > 1 else {}
+    if set(shape.split("x")) == {"1"}:
+        options["chips_per_host_bounds"] = (1, 1, 1)  # a host has four chips otherwise
     try:
         devices = list(topologies.get_topology_desc(platform="tpu", topology_name=name, **options).devices)
     except Exception as error:  # jaxlib raises its own kinds

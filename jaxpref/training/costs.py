@@ -12,7 +12,8 @@ class Platform(NamedTuple):
     """How a kind of device spends its time.
 
     Attributes:
-        attention: how much longer a floating-point operation of attention takes than one of a large matrix product.
+        attention: how much longer a floating-point operation of attention takes than one of a large matrix product,
+            where keys behind a query are skipped.
         least: tokens of a micro-batch on one device below which a step takes no less time.
         micro_batch: cost of a micro-batch beside its tokens, in tokens.
     """
@@ -23,7 +24,7 @@ class Platform(NamedTuple):
 
 
 PLATFORMS = {
-    "cpu": Platform(attention=1.1, least=128, micro_batch=48.0),
+    "cpu": Platform(attention=2.8, least=256, micro_batch=75.0),
 }
 UNMEASURED = Platform(attention=1.0, least=8192, micro_batch=64.0)
 
@@ -69,4 +70,5 @@ def of(config: Any, platform: str, *, coupled: bool = False, reference: bool = F
         least=measured.least,
         micro_batch=measured.micro_batch,
         several=(passes + 1 + reference) / passes if coupled else 1.0,
+        apart=(1 + reference) / passes,
     )

@@ -6,7 +6,8 @@ The forward turns rows into channels; one gather turns channels into example ord
 ways to the same gradient:
 
 * one micro-batch: plain ``value_and_grad``;
-* several, separable objective: one pass, each micro-batch scored alone against the global denominators;
+* several, separable objective: one pass, each micro-batch scored alone against the global denominators; what a loss
+  reads of mismatched responses (KTO), which never get a gradient, is computed for the whole batch before;
 * several, coupled objective (an example's gradient depends on other examples): two passes. The first keeps channels
   only; the objective's cotangents on them then drive one vector-Jacobian product per micro-batch. One extra forward.
 
@@ -61,17 +62,22 @@ def channel_names(objective: Any, cached: frozenset[str] = frozenset()) -> froze
     )
 
 
+def read_all(objective, channels: Channels, examples: dict[str, Examples]) -> dict[str, dict[str, jax.Array]]:
+    """Term -> what :func:`read` gives for it."""
+    channels = {name: replicate(values) for name, values in channels.items()}
+    return {name: read(channels, examples[term.stream], term.needs, name) for name, term in objective.terms.items()}
+
+
 def evaluate(
     objective, channels: Channels, examples: dict[str, Examples], denominators, state, key, step
 ) -> Evaluation:
     """Evaluates the objective on channels ``[M, R, T, ...]``."""
-    channels = {name: replicate(values) for name, values in channels.items()}
-    outputs = {name: read(channels, examples[term.stream], term.needs, name) for name, term in objective.terms.items()}
+    outputs = read_all(objective, channels, examples)
     return Evaluation(*objective.loss(outputs, examples, denominators, state, key, step))
 
 
-def all_channels(forward: Forward, params, batch: Batch) -> Channels:
-    """Channels ``[M, R, T, ...]`` of a global batch, micro-batch by micro-batch; zero for those that hold nothing."""
+def all_channels(forward: Forward, params, batch: Batch, first=0) -> Channels:
+    """Channels ``[M, R, T, ...]`` of a global batch, micro-batch by micro-batch, from the ``first`` on; else zero."""
 
     def keep(micro, channels):
         values = forward(params, _micro(batch.rows, micro))
@@ -80,7 +86,7 @@ def all_channels(forward: Forward, params, batch: Batch) -> Channels:
     shapes = jax.eval_shape(lambda: forward(params, _micro(batch.rows, 0)))
     micro_batches = batch.rows.tokens.shape[0]
     channels = {name: jnp.zeros((micro_batches, *s.shape), s.dtype) for name, s in shapes.items()}
-    return jax.lax.fori_loop(0, batch.count, keep, channels)
+    return jax.lax.fori_loop(first, batch.count, keep, channels)
 
 
 def gradient(objective, forward: Forward, params, batch: Batch, state, key, step) -> tuple[Evaluation, Any]:
@@ -114,11 +120,23 @@ def _single(objective, forward, params, batch, denominators, state, key, step):
 
 
 def _one_pass(objective, forward, params, batch, denominators, state, key, step):
+    partners = {}
+    if objective.partnered:
+        known = jax.lax.stop_gradient(all_channels(forward, params, batch, batch.trained))
+        partners = read_all(objective, known, batch.examples)
+
     def loss(params, micro):
         channels = {name: values[None] for name, values in forward(params, _micro(batch.rows, micro)).items()}
-        examples = {name: _only(stream, micro, batch.rows) for name, stream in batch.examples.items()}
-        result = evaluate(objective, channels, examples, denominators, state, key, step)
-        return result.loss, (result.loss, result.metrics)
+        examples = {
+            name: _only(stream, micro, batch.rows, name in objective.partnered)
+            for name, stream in batch.examples.items()
+        }
+        outputs = read_all(objective, channels, examples)
+        for name, term in objective.terms.items():
+            if term.stream in objective.partnered:
+                outputs[name] = {need: v.at[:, 1].set(partners[name][need][:, 1]) for need, v in outputs[name].items()}
+        value, metrics, _ = objective.loss(outputs, examples, denominators, state, key, step)
+        return value, (value, metrics)
 
     def score(micro):
         gradients, values = jax.grad(loss, has_aux=True)(params, micro)
@@ -126,7 +144,7 @@ def _one_pass(objective, forward, params, batch, denominators, state, key, step)
 
     zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(score, 0))
     (value, metrics), gradients = jax.lax.fori_loop(
-        0, batch.count, lambda micro, total: jax.tree.map(jnp.add, total, score(micro)), zeros
+        0, batch.trained, lambda micro, total: jax.tree.map(jnp.add, total, score(micro)), zeros
     )
     return Evaluation(value, metrics, state), gradients
 
@@ -146,21 +164,21 @@ def _two_pass(objective, forward, params, batch, denominators, state, key, step)
         return jax.tree.map(lambda a, b: a + trees.widen(b), total, gradients)
 
     zeros = jax.tree.map(lambda p: jnp.zeros_like(trees.widen(p)), params)
-    return result, jax.lax.fori_loop(0, batch.count, accumulate, zeros)
+    return result, jax.lax.fori_loop(0, batch.trained, accumulate, zeros)
 
 
 def _micro(rows, micro):
     return jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, micro, keepdims=False), rows)
 
 
-def _only(examples: Examples, micro, rows) -> Examples:
-    """The examples as one micro-batch sees them: the others are not there."""
+def _only(examples: Examples, micro, rows, partnered: bool) -> Examples:
+    """The examples as one micro-batch sees them: the others are not there, but for their mismatched responses."""
     here = examples.where & (examples.micro == micro)
     mask = examples.mask & here[:, None, None]
     first = micro * rows.tokens[0].size
     return examples._replace(
         index=jnp.where(mask, examples.index - first, NOWHERE),
-        mask=mask,
+        mask=examples.mask if partnered else mask,
         last=jnp.where(here[:, None] & (examples.last != NOWHERE), examples.last - first, NOWHERE),
         where=here,
     )

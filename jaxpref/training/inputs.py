@@ -151,12 +151,26 @@ def shape_of(
 ) -> layouts.BatchShape:
     """The fixed shape of batches of these streams: sizes that the config leaves open suit their examples."""
     shapes = {name: _stream_shape(dataset, sizes[name], name in partnered) for name, dataset in streams.items()}
-    given = {name: getattr(batch, name) for name in ("layout", "rows", "length", "prompt_length", "response_length")}
-    given |= {"final": final, "multiple_of": machine.devices, "granule": machine.granule}
+    given = given_sizes(batch, machine) | {"final": final}
     if not batch.layout.startswith("packed"):
         return layouts.batch_shape(shapes, **given)
     number = max(TRIALS, math.ceil(TRIAL_EXAMPLES / sum(sizes.values())))
     return sizing.choose(shapes, [_trial(streams, sizes, partnered, n) for n in range(number)], machine.cost, **given)
+
+
+def given_sizes(batch, machine: Machine) -> dict[str, Any]:
+    """What the section ``batch`` and the machine fix of a shape; arguments of :func:`jaxpref.data.layouts.batch_shape`.
+
+    Raises:
+        ConfigError: the rows are given twice.
+    """
+    if batch.rows and batch.rows_per_device:
+        raise ConfigError(
+            f"batch.rows is {batch.rows} and batch.rows_per_device is {batch.rows_per_device}; give one of them."
+        )
+    sizes = {name: getattr(batch, name) for name in ("layout", "length", "prompt_length", "response_length")}
+    rows = batch.rows or batch.rows_per_device * machine.devices
+    return sizes | {"rows": rows, "multiple_of": machine.devices, "granule": machine.granule}
 
 
 def _trial(streams, sizes, partnered, number: int) -> dict[str, list[Tokenized]]:
@@ -176,4 +190,5 @@ def _stream_shape(dataset, size: int, partnered: bool) -> layouts.StreamShape:
         prompt=max(len(example.prompt) for example in dataset),
         response=max(len(response) for example in dataset for response in example.responses),
         sides=tuple(sorted(sides)),
+        partnered=partnered,
     )

@@ -106,7 +106,10 @@ def make_step(model, objective, optimizer, mask, layout: Layout, *, cached=froze
             average = jax.tree.map(lambda a, b: decay * a + (1 - decay) * b.astype(a.dtype), average, updated)
         metrics = {"loss": (result.loss, jnp.ones(()))} | result.metrics
         metrics |= _norms(gradients, updates)
-        metrics |= throughput.workload(batch, layout, model.config, vocabulary=reads_vocabulary)
+        forwards = 1 + (reference is not None)
+        passes = throughput.passes(state.params, mask, reference=reference is not None)
+        apart = dict.fromkeys(objective.partnered, forwards / passes)
+        metrics |= throughput.workload(batch, layout, model.config, vocabulary=reads_vocabulary, apart=apart)
         return TrainState(state.step + 1, merge(updated, frozen), moments, result.state, average), metrics
 
     return step

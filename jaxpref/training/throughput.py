@@ -8,7 +8,7 @@ Of every batch the train step measures (:func:`workload`)
 * ``tokens/context``: mean number of keys that a token attends to in a layer without a window, itself included;
 * ``tokens/padding_share``: share of the computed positions that hold no token;
 * ``flops/read``, ``flops/unique``: floating-point operations of one forward pass over these tokens, without
-  recomputation and padding (:func:`forward_flops`).
+  recomputation and padding (:func:`forward_flops`); mismatched responses, which need no gradient, count for less.
 
 Wall-clock names start with ``time/``. The clock runs from one arrival of results to another: the results of a step are
 awaited after the next one was started, so that devices never wait for the host, and ``time/seconds_per_step`` is what a
@@ -124,7 +124,9 @@ def passes(params, trainable, *, reference: bool) -> float:
     return FORWARD_AND_BACKWARD - 1 + share + reference
 
 
-def workload(batch: Batch, layout: Layout, config, *, vocabulary: bool) -> dict[str, tuple[jax.Array, jax.Array]]:
+def workload(
+    batch: Batch, layout: Layout, config, *, vocabulary: bool, apart: Mapping[str, float] | None = None
+) -> dict[str, tuple[jax.Array, jax.Array]]:
     """What a batch asks of the model, as (sum, count) pairs; described at the top of this module.
 
     A token at position p attends to p + 1 keys in every layout. An example's prompt is read once for each response that
@@ -135,45 +137,53 @@ def workload(batch: Batch, layout: Layout, config, *, vocabulary: bool) -> dict[
         layout: regions of a row.
         config: ``jaxpref.models.ModelConfig``.
         vocabulary: whether any term of the objective reads the vocabulary.
+        apart: partnered stream -> what a FLOP without a gradient counts, in FLOPs with one.
     """
+    apart = apart or {}
     real = batch.rows.segments > 0
-    read = jnp.sum(real, dtype=float)
+    read, one = jnp.sum(real, dtype=float), jnp.ones(())
     computed = (batch.count * batch.rows.tokens[0].size).astype(float)
     scored = sum(jnp.sum(examples.mask, dtype=float) for examples in batch.examples.values())
-    prompts, copies = zip(*(_prompt_copies(batch, examples) for examples in batch.examples.values()), strict=True)
-    prompts, copies = jnp.concatenate(prompts), jnp.concatenate(copies)
-    unique = read - jnp.sum(copies if layout.shared else copies * prompts)
+    copied = {name: _prompt_copies(batch, layout, examples) for name, examples in batch.examples.items()}
 
-    def keys(most: float) -> tuple[jax.Array, jax.Array]:
-        """Keys of all tokens, and of those that are not read again, when a token attends to at most so many."""
-        seen = jnp.sum(jnp.where(real, jnp.minimum(batch.rows.positions + 1, most), 0), dtype=float)
-        near = jnp.minimum(prompts, most)
-        again = near if layout.shared else near * (near + 1) / 2 + (prompts - near) * near
-        return seen, seen - jnp.sum(copies * again)
+    def tokens_and_keys(most: float, weigh: Mapping[str, float]) -> tuple[jax.Array, ...]:
+        """Tokens, and keys when a token attends to at most so many; then both without those read again."""
+        share = min(weigh.values(), default=1.0)
+        weight = jnp.where(jnp.arange(real.shape[0]) < batch.trained, 1.0, share)[:, None, None]
+        tokens, keys = jnp.sum(real * weight), jnp.sum(real * weight * jnp.minimum(batch.rows.positions + 1, most))
+        tokens_again = keys_again = 0.0
+        for name, (prompts, whole, last) in copied.items():
+            near, whole = jnp.minimum(prompts, most), whole * weigh.get(name, 1.0)
+            tokens_again += jnp.sum(whole * prompts + last)
+            keys_again += jnp.sum(whole * (near * (near + 1) / 2 + (prompts - near) * near) + last * near)
+        return tokens, keys, tokens - tokens_again, keys - keys_again
 
-    everywhere, nearby = keys(jnp.inf), keys(jnp.inf if config.window is None else config.window)
-    one = jnp.ones(())
-    flops = [
-        forward_flops(config, tokens, *seen, vocabulary=vocabulary)
-        for tokens, seen in zip((read, unique), zip(everywhere, nearby, strict=True), strict=True)
-    ]
+    nearby = jnp.inf if config.window is None else config.window
+    tokens, keys, unique, unique_keys = tokens_and_keys(jnp.inf, apart)
+    _, near, _, unique_near = tokens_and_keys(nearby, apart)
+    plain = tokens_and_keys(jnp.inf, {})
     return {
         "tokens/read": (read, one),
-        "tokens/unique": (unique, one),
+        "tokens/unique": (plain[2], one),
         "tokens/scored": (scored, one),
-        "tokens/context": (everywhere[0], read),
+        "tokens/context": (plain[1], read),
         "tokens/padding_share": (computed - read, computed),
-        "flops/read": (flops[0], one),
-        "flops/unique": (flops[1], one),
+        "flops/read": (forward_flops(config, tokens, keys, near, vocabulary=vocabulary), one),
+        "flops/unique": (forward_flops(config, unique, unique_keys, unique_near, vocabulary=vocabulary), one),
     }
 
 
-def _prompt_copies(batch: Batch, examples) -> tuple[jax.Array, jax.Array]:
-    """Of each example ``[N]``: tokens of its prompt, and how often more than once the prompt is read."""
+def _prompt_copies(batch: Batch, layout: Layout, examples) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Of each example ``[N]``: tokens of its prompt, and how often more than once all of it, or its last, is read."""
     first = examples.index[:, :, 0]
     last_of_prompt = batch.rows.positions.reshape(-1).at[first].get(mode="fill", fill_value=-1)
-    present = jnp.sum(first != NOWHERE, axis=1, dtype=float)
-    return jnp.max(last_of_prompt, axis=1).astype(float) + 1, jnp.maximum(present - 1, 0)
+    present = first != NOWHERE
+    row = jnp.where(present, first // layout.length, -1)
+    # The responses of one row share its copy of the prompt; a mismatched one lies elsewhere.
+    shares = present & (row == jnp.max(row, axis=1, keepdims=True)) if layout.shared else jnp.zeros_like(present)
+    together = jnp.maximum(jnp.sum(shares, axis=1, dtype=float) - 1, 0)
+    copies = jnp.maximum(jnp.sum(present, axis=1, dtype=float) - 1, 0)
+    return jnp.max(last_of_prompt, axis=1).astype(float) + 1, copies - together, together
 
 
 class Clock:

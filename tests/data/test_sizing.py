@@ -61,19 +61,27 @@ def test_rows_needed_are_the_rows_that_the_plan_fills(layout, final):
     for batch in drawn(seed=1):
         shape = layouts.batch_shape(STREAMS, layout=layout, rows=32, final=final)
         segments = layouts.plan(batch, shape).rows.segments
-        assert sizing.rows_needed(batch, shape.layout, final=final) == np.any(segments > 0, axis=-1).sum()
+        own, partners = layouts.pieces(batch, STREAMS)
+        assert sizing.rows_needed(partners, shape.layout, final=final) == 0
+        assert sizing.rows_needed(own, shape.layout, final=final) == np.any(segments > 0, axis=-1).sum()
 
 
 def test_the_prediction_counts_what_the_plan_computes():
     row = Layout(60, 2, 50)
-    assert sizing.attention_pairs(row) == 60 * 60 + 2 * 50 * 110
+    assert sizing.attention_pairs(row) == 60 * 30 + 2 * 50 * 85
     cost = sizing.Cost(pair=0.01, micro_batch=7, least=100)
     shape = layouts.BatchShape(row, 2, 4, STREAMS, True, False)
-    batch = 2 * 160 + 0.01 * 2 * 14_600 + 7
-    assert sizing.predicted(shape, [3, 4], cost) == pytest.approx(2 * batch)
-    assert sizing.predicted(shape, [2, 5], cost._replace(several=1.5)) == pytest.approx(1.5 * 2 * batch)
-    each = sizing.predicted(shape, [2], cost._replace(least=400), devices=2)
-    assert each == pytest.approx(400 + 0.01 * 14_600 + 7)
+    batch = 2 * 160 + 0.01 * 2 * 10_300 + 7
+
+    def used(*rows):
+        return [sizing.Used(own, 0) for own in rows]
+
+    assert sizing.predicted(shape, used(3, 4), cost) == pytest.approx(2 * batch)
+    assert sizing.predicted(shape, used(2, 5), cost._replace(several=1.5)) == pytest.approx(1.5 * 2 * batch)
+    each = sizing.predicted(shape, used(2), cost._replace(least=400), devices=2)
+    assert each == pytest.approx(400 + 0.01 * 10_300 + 7)
+    apart = sizing.predicted(shape, [sizing.Used(2, 3)], cost._replace(several=1.5, apart=0.4))
+    assert apart == pytest.approx((1.5 + 0.4 * 2) * batch)
 
 
 def test_what_the_config_fixes_stays():

@@ -111,9 +111,19 @@ SIDES = {"pairs": ("margin", "weight"), "demonstrations": (), "unpaired": ("labe
 
 
 def batch_shape(sizes: dict[str, int], case: Case, *, final: bool = False) -> layouts.BatchShape:
-    """Shape of batches of these streams; with several micro-batches, packed rows hold few examples each."""
+    """Shape of batches of these streams; with several micro-batches, packed rows hold few examples each.
+
+    In one micro-batch mismatched responses lie beside the others, so that the plain gradient is there to compare with.
+    """
     streams = {
-        name: layouts.StreamShape(size, 1 if name == "demonstrations" else 2, PROMPT, RESPONSE, SIDES[name])
+        name: layouts.StreamShape(
+            size,
+            1 if name == "demonstrations" else 2,
+            PROMPT,
+            RESPONSE,
+            SIDES[name],
+            partnered=name == "unpaired" and case.several,
+        )
         for name, size in sizes.items()
     }
     longest = {

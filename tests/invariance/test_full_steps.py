@@ -36,8 +36,8 @@ from tests.invariance.cases import (
 
 SIZES = {"pairs": 8, "demonstrations": 12, "unpaired": 9}
 RAGGED = {"pairs": 5, "demonstrations": 9, "unpaired": 3}
-# These say how examples lie in rows.
-LAYOUT_METRICS = ("tokens/read", "tokens/context", "tokens/padding_share", "flops/read")
+# These say how examples lie in rows; flops/unique whether mismatched responses lie where they get a gradient.
+LAYOUT_METRICS = ("tokens/read", "tokens/context", "tokens/padding_share", "flops/read", "flops/unique")
 
 
 def moving_target_loss(chosen_logps, rejected_logps, state, where=None, *, decay=0.5):

@@ -68,10 +68,10 @@ def select(tree, rows):
     return jax.tree.map(lambda x: x[rows], tree)
 
 
-def restrict(examples, rows):
-    """The examples as one micro-batch sees them: the others are not there."""
+def restrict(examples, rows, *, partnered=False):
+    """The examples as one micro-batch sees them: the others are not there, but for their mismatched responses."""
     where = examples.where & rows
-    return examples._replace(where=where, mask=examples.mask & where[:, None, None])
+    return examples._replace(where=where, mask=examples.mask if partnered else examples.mask & where[:, None, None])
 
 
 def scored(objective):

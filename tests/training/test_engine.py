@@ -33,6 +33,7 @@ class Toy(NamedTuple):
 
     coupled: bool
     terms: dict
+    partnered: frozenset = frozenset()
 
     def denominators(self, examples):
         return {"pairs": jnp.maximum(jnp.sum(examples["pairs"].where), 1)}

@@ -2,13 +2,15 @@
 
 import dataclasses
 
+import jax
 import numpy as np
 import pytest
 
 from jaxpref import models, objectives
 from jaxpref.configuration import schema
 from jaxpref.data import Tokenized, layouts
-from jaxpref.training import costs, inputs
+from jaxpref.errors import ConfigError
+from jaxpref.training import costs, inputs, mesh
 
 
 def stream(examples=200, seed=0):
@@ -25,10 +27,13 @@ def stream(examples=200, seed=0):
     ]
 
 
-def make(method="dpo", **batch):
+ONE = costs.Machine()
+
+
+def make(method="dpo", machine=ONE, **batch):
     objective = objectives.build({"term": objectives.config(method, data="rows")})
     section = schema.Batch(examples=16, **batch)
-    return inputs.make({"rows": stream()}, objective, section, schema.Train(steps=10), seed=3, machine=costs.Machine())
+    return inputs.make({"rows": stream()}, objective, section, schema.Train(steps=10), seed=3, machine=machine)
 
 
 def test_packed_sizes_come_from_the_data():
@@ -45,6 +50,27 @@ def test_packed_sizes_come_from_the_data():
 def test_fixed_sizes_are_kept():
     shape = make(layout="packed+shared", rows=2, prompt_length=200, response_length=100).shape
     assert layouts.chosen_sizes(shape) == {"rows": 2, "prompt_length": 200, "response_length": 100}
+
+
+def test_rows_may_be_given_for_each_device():
+    shape = make(rows_per_device=3, machine=costs.Machine(devices=4)).shape
+    assert shape.rows == 12
+    with pytest.raises(ConfigError, match="batch.rows is 4 and batch.rows_per_device is 3; give one of them"):
+        make(rows=4, rows_per_device=3)
+
+
+def test_kernels_that_compute_blocks_get_whole_ones():
+    for layout in ("padded", "packed", "shared", "packed+shared"):
+        row = make(layout=layout, machine=costs.Machine(granule=128)).shape.layout
+        assert row.prompt % 128 == row.response % 128 == 0
+
+
+def test_a_mesh_of_tpus_computes_blocks_and_one_of_cpus_does_not(v5p):
+    machines = [
+        costs.machine(models.BUILTIN["nano"], mesh.make_mesh(schema.Mesh(data=2, fsdp=2), devices))
+        for devices in (v5p, jax.devices()[:4])
+    ]
+    assert [(found.devices, found.granule) for found in machines] == [(4, 128), (4, 1)]
 
 
 def test_reward_heads_feed_one_more_token():

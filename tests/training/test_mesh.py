@@ -162,7 +162,9 @@ def host_batch(micro=2, rows=8, tokens=4, examples=3):
     index = np.zeros((examples, 2, 5), np.int32)
     side = {"margin": np.arange(examples, dtype=np.float32)}
     pairs = Examples(index, index > 0, index[..., 0], index[:, 0, 0], np.ones(examples, bool), side)
-    return Batch(Rows(numbers, numbers + 1, numbers + 2, numbers + 3), np.int32(micro), {"pairs": pairs})
+    return Batch(
+        Rows(numbers, numbers + 1, numbers + 2, numbers + 3), np.int32(micro), np.int32(micro), {"pairs": pairs}
+    )
 
 
 def test_rows_are_divided_and_examples_whole():

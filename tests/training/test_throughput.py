@@ -1,5 +1,6 @@
 """What a step costs, counted; how long it takes, by a clock that the test winds."""
 
+import math
 import time
 import types
 
@@ -72,14 +73,15 @@ def by_hand(streams, layout: str, final: bool, window: float) -> dict[str, float
                 found[f"{prefix}keys"] += np.sum(positions + 1)
                 found[f"{prefix}near"] += np.sum(np.minimum(positions + 1, window))
 
-    for examples in streams.values():
+    for name, examples in streams.items():
+        shared = "shared" in layout and name != "unpaired"  # a mismatched response has its own copy of the prompt
         for example in examples:
             prompt, seen = len(example.prompt), False
-            if "shared" in layout:
+            if shared:
                 read(range(prompt - 1), False)
             for response in example.responses:
                 if len(response):
-                    read(range(prompt - 1 if "shared" in layout else 0, prompt), seen)
+                    read(range(prompt - 1 if shared else 0, prompt), seen)
                     read(range(prompt, prompt + len(response) - 1 + final), False)
                     seen = True
     return found
@@ -113,6 +115,24 @@ def test_trap_74_unique_tokens_do_not_depend_on_the_layout():
     for name in ("unique", "unique keys", "unique near"):
         assert len({count[name] for count in counts}) == 1
     assert len({count["read"] for count in counts}) == 2
+
+
+def test_a_response_without_a_gradient_counts_for_less():
+    """As the last test counts with a weight of 1; with 0, what has no gradient is not there at all."""
+    config, case = models.BUILTIN["nano"], cases.Case("packed", several=True)
+    streams = {"unpaired": cases.unpaired(5)}
+    shape, batch = cases.plan(streams, case)
+    batch = jax.tree.map(jax.numpy.asarray, batch)
+    flops = {
+        share: throughput.workload(batch, shape.layout, config, vocabulary=True, apart={"unpaired": share})
+        for share in (0.0, 0.5, 1.0)
+    }
+    own = {"unpaired": [e._replace(responses=e.responses[:1]) for e in streams["unpaired"]]}
+    expected = by_hand(own, "packed", False, math.inf)
+    least, half, whole = (float(flops[share]["flops/read"][0]) for share in sorted(flops))
+    assert least == pytest.approx(throughput.forward_flops(config, expected["read"], expected["keys"], 0.0))
+    assert half == pytest.approx((least + whole) / 2)
+    assert flops[0.0]["tokens/read"] == flops[1.0]["tokens/read"]
 
 
 def test_a_step_is_worth_three_forward_passes_less_the_frozen_weights_gradients():
