@@ -140,7 +140,7 @@ def _one_pass(objective, forward, params, batch, denominators, state, key, step)
 
     def score(micro):
         gradients, values = jax.grad(loss, has_aux=True)(params, micro)
-        return values, jax.tree.map(trees.widen, gradients)
+        return values, _added_up(gradients)
 
     zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(score, 0))
     (value, metrics), gradients = jax.lax.fori_loop(
@@ -161,10 +161,19 @@ def _two_pass(objective, forward, params, batch, denominators, state, key, step)
     def accumulate(micro, total):
         _, pull = jax.vjp(lambda params: forward(params, _micro(batch.rows, micro)), params)
         (gradients,) = pull({name: values[micro] for name, values in cotangents.items()})
-        return jax.tree.map(lambda a, b: a + trees.widen(b), total, gradients)
+        return jax.tree.map(jnp.add, total, _added_up(gradients))
 
     zeros = jax.tree.map(lambda p: jnp.zeros_like(trees.widen(p)), params)
     return result, jax.lax.fori_loop(0, batch.trained, accumulate, zeros)
+
+
+def _added_up(gradients):
+    """A micro-batch's gradients, added up over the devices before they are added to those of other micro-batches.
+
+    XLA would rather add up over the devices once, after the loop over micro-batches: every device would then hold whole
+    gradients of what each of them contributes to (the vocabulary's), instead of its part.
+    """
+    return jax.lax.optimization_barrier(jax.tree.map(trees.widen, gradients))
 
 
 def _micro(rows, micro):
