@@ -2,7 +2,7 @@
 
     JAXPREF_DATA=gs://bucket/pairs jaxpref train --config=configs/tpu/llama3_1b_dpo.py --workdir=gs://bucket/runs/dpo
 
-Slice: v5e:2x4 (8 chips); docs/performance.md has the plan.
+Slice: v5e:2x2 (4 chips); docs/performance.md has the plan.
 """
 
 from jaxpref import configuration

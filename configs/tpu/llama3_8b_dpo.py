@@ -2,7 +2,7 @@
 
     JAXPREF_DATA=gs://bucket/pairs jaxpref train --config=configs/tpu/llama3_8b_dpo.py --workdir=gs://bucket/runs/dpo
 
-Slice: v5p:2x2x4 or v6e:4x4 (16 chips); docs/performance.md has the plan. The same command on every worker, and again
+Slice: v5p:2x2x4, v6e:4x4 or v5e:4x8; docs/performance.md has the plans. The same command on every worker, and again
 after a preemption.
 
 See *Direct Preference Optimization: Your Language Model is Secretly a Reward Model* (https://arxiv.org/abs/2305.18290).

@@ -14,6 +14,8 @@ from jaxpref.planning.program import Program, program
 from jaxpref.training import mesh
 
 GIB = slices.GIB
+# How the compiler says that a program, or what lives inside of it, is too large.
+_EXHAUSTED = re.compile(r"(?P<what>Used|temporaries) \(?(?P<size>[\d.]+)(?P<unit>[KMGT])\)? (?:of|exceeds)")
 
 
 class Memory(NamedTuple):
@@ -133,15 +135,18 @@ def plan(config, topology: str, *, count: int = 1, examples_per_chip: int = 0) -
 
 
 def _compile(made: Program) -> tuple[Any, int]:
-    """``(compiled, 0)``, or ``(None, bytes that it would need)`` when the compiler finds that it does not fit."""
+    """``(compiled, 0)``, or ``(None, bytes of temporaries of a device)`` when the compiler finds that it does not fit."""
     lowered = made.lower()
     try:
         return lowered.compile(), 0
     except jax.errors.JaxRuntimeError as error:
-        needed = re.search(r"Used ([\d.]+)([KMGT]) of", str(error))
-        if "RESOURCE_EXHAUSTED" not in str(error) or not needed:
+        found = _EXHAUSTED.search(str(error))
+        if not found:
             raise
-        return None, int(float(needed.group(1)) * 1024 ** ("KMGT".index(needed.group(2)) + 1))
+        needed = int(float(found["size"]) * 1024 ** ("KMGT".index(found["unit"]) + 1))
+        if found["what"] == "temporaries":
+            return None, needed
+        return None, needed - floor.bytes_on_device((made.drawn.shapes, made.reference, made.batch))
 
 
 def _text(compiled) -> str:
@@ -160,7 +165,7 @@ def _memory(made: Program, compiled, needed: int, where: slices.Slice) -> Memory
     others = (state.objective, state.average, made.reference, made.batch)
     others = devices * floor.bytes_on_device(others)
     if compiled is None:
-        temporaries = devices * needed - parameters - optimizer - others
+        temporaries = devices * needed
     else:
         stats = compiled.memory_analysis()
         arguments = devices * stats.argument_size_in_bytes  # as laid out, with padding
