@@ -135,7 +135,7 @@ def plan(config, topology: str, *, count: int = 1, examples_per_chip: int = 0) -
 
 
 def _compile(made: Program) -> tuple[Any, int]:
-    """``(compiled, 0)``, or ``(None, bytes of temporaries of a device)`` when the compiler finds that it does not fit."""
+    """``(compiled, 0)``, or ``(None, bytes of temporaries of a device)`` when the compiler finds too little memory."""
     lowered = made.lower()
     try:
         return lowered.compile(), 0
