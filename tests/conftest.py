@@ -47,6 +47,8 @@ os.environ.update(_environment(DEVICES, reduced=True))
 import hypothesis  # noqa: E402
 import pytest  # noqa: E402
 
+SPENT = pytest.StashKey[float]()
+
 hypothesis.settings.register_profile(
     "fast",
     max_examples=20,
@@ -112,14 +114,27 @@ def pytest_collection_modifyitems(items):
             item.add_marker(pytest.mark.skip(reason="needs an accelerator: set JAXPREF_TEST_PLATFORM=cuda or tpu"))
 
 
-@pytest.hookimpl(hookwrapper=True)
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item):
+    """Notes the processor time of the test and its subprocesses."""
+    begin = sum(os.times()[:4])
+    try:
+        return (yield)
+    finally:
+        item.stash[SPENT] = sum(os.times()[:4]) - begin
+
+
+@pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item, call):
-    report = (yield).get_result()
+    report = yield
     allowed = SECONDS <= 0 or item.get_closest_marker("slow") is not None
-    if report.when == "call" and report.passed and not allowed and report.duration > SECONDS:
-        report.outcome = "failed"
-        rule = f"a test above {SECONDS:g} s must be made smaller or marked slow"
-        report.longrepr = f"took {report.duration:.1f} s; {rule}"
+    if report.when == "call" and report.passed and not allowed:
+        # On a busy machine a test waits for its turn; that is not its fault.
+        seconds = min(report.duration, item.stash[SPENT])
+        if seconds > SECONDS:
+            report.outcome = "failed"
+            report.longrepr = f"took {seconds:.1f} s; a test above {SECONDS:g} s must be made smaller or marked slow"
+    return report
 
 
 def pytest_terminal_summary(terminalreporter):
