@@ -31,12 +31,13 @@ HUMAN, ASSISTANT = "\n\nHuman:", "\n\nAssistant:"
 
 # Numbers that objectives may read; a row's other fields go to ``meta``.
 NUMBERS = {
-    "weight": float, "margin": float, "chosen_score": float, "rejected_score": float, "tie": bool, "user_id": int,
+    "weight": float, "user_id": int, "margin": float, "tie": bool, "chosen_score": float, "rejected_score": float,
+    "chosen_win_prob": float, "rejected_win_prob": float, "preference_strength": float, "prob_desirable": float,
 }  # fmt: skip
 SIDES = {
     "demonstrations": ("weight", "user_id"),
-    "pairs": tuple(NUMBERS),
-    "unpaired": ("weight", "user_id"),
+    "pairs": tuple(name for name in NUMBERS if name != "prob_desirable"),
+    "unpaired": ("weight", "user_id", "prob_desirable"),
     "ranked": ("weight", "user_id"),
     "steps": ("weight", "user_id"),
     "prompts": (),

@@ -13,8 +13,9 @@ from jaxpref.losses import arrays, domains, links, scores
 from jaxpref.losses.likelihood.sft import sft_loss
 from jaxpref.losses.pairwise.dpo import cdpo_loss, dpo_loss
 from jaxpref.losses.pairwise.ipo import ipo_loss
-from jaxpref.losses.pairwise.orpo import OrpoAux, orpo_loss
-from jaxpref.losses.pairwise.simpo import simpo_loss
+from jaxpref.losses.pairwise.wpo import wpo_loss, wpo_weights
+from jaxpref.losses.reference_free.orpo import OrpoAux, orpo_loss
+from jaxpref.losses.reference_free.simpo import simpo_loss
 from jaxpref.losses.reward.bradley_terry import bradley_terry_loss
 from jaxpref.losses.sequences import log1mexp, sequence_logps, token_logps
 from jaxpref.losses.unpaired.kto import KtoAux, kto_loss
@@ -37,4 +38,6 @@ __all__ = [
     "sft_loss",
     "simpo_loss",
     "token_logps",
+    "wpo_loss",
+    "wpo_weights",
 ]

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxpref.batch import Examples, lengths
+from jaxpref.losses import wpo_weights
 
 
 class View(NamedTuple):
@@ -37,8 +38,8 @@ class Input(NamedTuple):
         read: reads it from a :class:`View`.
         axes: its axes, of N examples and L tokens.
         needs: channels that it reads.
-        side: the column of side inputs that it reads, if any.
-        dtype: float or bool.
+        sides: columns of side inputs that it reads.
+        dtype: float, int or bool.
         partner: whether it reads the mismatched response that the data room draws for unpaired examples. No gradient
             flows into it, so that such responses are computed apart, forward only.
     """
@@ -46,7 +47,7 @@ class Input(NamedTuple):
     read: Callable[[View], jax.Array]
     axes: str = "N"
     needs: frozenset[str] = frozenset()
-    side: str | None = None
+    sides: tuple[str, ...] = ()
     dtype: Any = float
     partner: bool = False
 
@@ -72,7 +73,20 @@ def _mask(response: int) -> Input:
 
 
 def _side(column: str, dtype: Any = float) -> Input:
-    return Input(lambda view: view.examples.side[column].astype(jnp.result_type(dtype)), side=column, dtype=dtype)
+    return Input(lambda view: view.examples.side[column].astype(jnp.result_type(dtype)), sides=(column,), dtype=dtype)
+
+
+def _score_gap(view: View) -> jax.Array:
+    return (view.examples.side["chosen_score"] - view.examples.side["rejected_score"]).astype(jnp.result_type(float))
+
+
+def _on_policy_weight(response: int) -> Input:
+    def read(view):
+        logps, square = view.outputs["logps"][:, response], view.outputs["sum_p2"][:, response]
+        mask = view.examples.mask[:, response]
+        return wpo_weights(logps, jnp.log(jnp.where(mask, square, 1)), mask)
+
+    return Input(read, needs=frozenset({"logps", "sum_p2"}))
 
 
 TABLE: dict[str, Input] = {
@@ -93,9 +107,28 @@ TABLE: dict[str, Input] = {
     "where": Input(lambda view: view.valid, dtype=bool),
     "token_logps": _tokens("logps", 0),
     "mask": _mask(0),
+    "chosen_token_logps": _tokens("logps", 0),
+    "rejected_token_logps": _tokens("logps", 1),
+    "ref_chosen_token_logps": _tokens("ref_logps", 0),
+    "ref_rejected_token_logps": _tokens("ref_logps", 1),
+    "chosen_mask": _mask(0),
+    "rejected_mask": _mask(1),
+    "chosen_weights": _on_policy_weight(0),
+    "rejected_weights": _on_policy_weight(1),
     "labels": _side("label", bool),
     "margin": _side("margin"),
     "target_prob": _side("target_prob"),
+    "tie": _side("tie", bool),
+    "annotator_ids": _side("user_id", int),
+    "preference_strength": _side("preference_strength"),
+    "reward_gap": Input(_score_gap, sides=("chosen_score", "rejected_score")),
+    "gt_rewards_chosen": _side("chosen_score"),
+    "gt_rewards_rejected": _side("rejected_score"),
+    "reward_1": _side("chosen_score"),
+    "reward_2": _side("rejected_score"),
+    "chosen_probs_win": _side("chosen_win_prob"),
+    "chosen_probs_lose": _side("rejected_win_prob"),
+    "prob_desirable": _side("prob_desirable"),
 }
 
 

@@ -257,14 +257,14 @@ def _present(term: str, method: registry.Method, examples: Examples) -> list[str
     """Arguments that can be bound: all but optional side inputs that the data does not have."""
     names = []
     for argument, required in method.arguments.items():
-        side = inputs.TABLE[argument].side if argument in inputs.TABLE else None
-        if side is not None and side not in examples.side:
-            if required:
-                raise ConfigError(
-                    f"config.objectives.{term} ({method.name}) needs the side input {side!r}, which its data stream "
-                    f"lacks; set config.objectives.{term}.data to a stream of {method.feedback}."
-                )
-        elif argument in inputs.TABLE:
+        sides = inputs.TABLE[argument].sides if argument in inputs.TABLE else ()
+        lacking = [side for side in sides if side not in examples.side]
+        if lacking and required:
+            raise ConfigError(
+                f"config.objectives.{term} ({method.name}) needs the side input {lacking[0]!r}, which its data stream "
+                f"lacks; set config.objectives.{term}.data to a stream of {method.feedback} that has it in every row."
+            )
+        if not lacking and argument in inputs.TABLE:
             names.append(argument)
     return names
 

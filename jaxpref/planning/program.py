@@ -73,9 +73,9 @@ def declared_shape(sections: Sections, objective: objectives.Total, machine: cos
     streams = {}
     for term in objective.terms.values():
         method = registry.METHODS[term.method]
-        required = [arguments.TABLE[name] for name, needed in method.arguments.items() if needed]
+        required = [arguments.TABLE[n] for n, needed in method.arguments.items() if needed and n in arguments.TABLE]
         responses = 1 + (method.feedback == "pairs" or method.partnered)
-        sides = tuple(sorted({read.side for read in required if read.side}))
+        sides = tuple(sorted({side for read in required for side in read.sides}))
         before = streams.get(term.stream)
         streams[term.stream] = layouts.StreamShape(
             examples=int(batch.streams.get(term.stream, batch.examples)),

@@ -11,28 +11,13 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from jaxpref import losses
-
-ROWS = 3
-logps = arrays(float, ROWS, elements=st.floats(-200, -0.01))
-rewards = arrays(float, ROWS, elements=st.floats(-20, 20))
-pairs = st.tuples(logps, logps, logps, logps)
-lengths = st.tuples(*[arrays(int, ROWS, elements=st.integers(1, 50))] * 2)
-betas = st.floats(0.01, 3)
-smoothing = st.floats(0, 0.5)
+from tests.losses.strategies import ROWS, betas, close, lengths, logps, margin, pairs, rewards, smoothing
 
 
 @pytest.fixture(autouse=True, scope="module")
 def float64():
     with jax.enable_x64(True):
         yield
-
-
-def close(actual, expected, rtol=1e-9):
-    np.testing.assert_allclose(actual, expected, rtol=rtol, atol=1e-9)
-
-
-def margin(pair):
-    return (pair[0] - pair[2]) - (pair[1] - pair[3])
 
 
 @given(pairs, betas)

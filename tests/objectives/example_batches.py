@@ -37,12 +37,13 @@ def batch(name, *, examples=6, padding=2, seed=0, needs=None):
             outputs[channel] = rng.normal(size=(examples, responses(name))) * where[:, None]
         else:
             outputs[channel] = -rng.gamma(1.0, 1.0, mask.shape) * mask
+        if channel == "sum_p2":
+            outputs[channel] = rng.uniform(0.1, 1.0, mask.shape) * mask
     side = {"weight": np.ones(examples)}
     for argument in method.arguments:
-        column = inputs.TABLE[argument].side if argument in inputs.TABLE else None
-        if column is not None:
-            boolean = inputs.TABLE[argument].dtype is bool
-            side[column] = np.arange(examples) % 2 == 0 if boolean else rng.uniform(size=examples)
+        for column in inputs.TABLE[argument].sides if argument in inputs.TABLE else ():
+            whole = {bool: np.arange(examples) % 2 == 0, int: np.arange(examples) % 2}
+            side[column] = whole.get(inputs.TABLE[argument].dtype, rng.uniform(size=examples))
     index = np.zeros(mask.shape, np.int32)
     zeros = np.zeros(examples, np.int32)
     made = Examples(index, mask, np.zeros(mask.shape[:2], np.int32), zeros, where, side)

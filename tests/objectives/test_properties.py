@@ -111,7 +111,7 @@ def test_coupled_objectives_are_coupled(name):
 @pytest.mark.parametrize("size", [1e4, -1e4, 0.0])
 def test_extremes_are_finite_float32(name, size):
     outputs, examples = batch(name)
-    for channel in outputs:
+    for channel in outputs.keys() - {"sum_p2"}:  # a probability, which is never large
         shift = size * examples.mask if channel in ("logps", "ref_logps") else size
         sign = -1 if channel == "ref_logps" else 1
         first = jnp.asarray(shift if np.ndim(shift) else shift * jnp.ones_like(outputs[channel]))

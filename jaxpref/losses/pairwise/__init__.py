@@ -1,1 +1,1 @@
-"""Losses on pairs of a chosen and a rejected response."""
+"""Losses on pairs of a chosen and a rejected response, against a reference."""

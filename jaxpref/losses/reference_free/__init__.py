@@ -1,0 +1,1 @@
+"""Losses on pairs of a chosen and a rejected response, without a reference."""
