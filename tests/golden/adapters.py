@@ -7,17 +7,29 @@ from typing import Any
 # The group modules are siblings, found whether this file is imported as a module, as a package's, or from its path.
 sys.path.insert(0, str(Path(__file__).parent))
 
+import batchwise  # noqa: E402
 import cases  # noqa: E402
 import evaluation  # noqa: E402
+import gradients  # noqa: E402
+import likelihood  # noqa: E402
+import multiple  # noqa: E402
 import pairwise  # noqa: E402
+import reference_free  # noqa: E402
 import reward  # noqa: E402
+import sampled  # noqa: E402
 import stability  # noqa: E402
 
 GROUPS = {
-    pairwise: (*pairwise.PAIRS, "sft", "kto"),
+    pairwise: (*pairwise.PAIRS, *pairwise.SPECIAL),
+    reference_free: reference_free.NAMES,
+    batchwise: tuple(batchwise.VECTORS),
     reward: ("bt_rm", "bt_rm_soft_label"),
     evaluation: evaluation.NAMES,
     stability: ("stability_log1mexp", "stability_logsigmoid"),
+    gradients: gradients.NAMES,
+    likelihood: likelihood.NAMES,
+    multiple: multiple.NAMES,
+    sampled: sampled.NAMES,
 }
 SUPPORTED = {name: group for group, names in GROUPS.items() for name in names}
 

@@ -13,12 +13,19 @@ TEXT = ("note", "notes", "layout", "grad_note")
 
 
 def parse(value: Any) -> Any:
-    """Turns the strings "inf", "-inf" and "nan" into floats, nested lists into arrays, and leaves the rest."""
+    """Turns the strings "inf", "-inf" and "nan" into floats, nested lists into arrays, and leaves the rest.
+
+    The batches of a stateful method stay a list.
+    """
     if isinstance(value, dict):
         return {name: parse(item) for name, item in value.items() if name not in TEXT}
     if isinstance(value, list):
-        return jnp.asarray(_numbers(value))
+        return [parse(item) for item in value] if _of_dicts(value) else jnp.asarray(_numbers(value))
     return float(value) if value in ("inf", "-inf", "nan") else value
+
+
+def _of_dicts(value: list) -> bool:
+    return bool(value) and isinstance(value[0], dict)
 
 
 def _numbers(value: Any) -> Any:
