@@ -1,6 +1,7 @@
 """What every loss promises: shapes, precision, domains, transformations, and nothing leaking out of what is masked."""
 
 import inspect
+import re
 
 import jax
 import jax.numpy as jnp
@@ -10,20 +11,22 @@ import pytest
 from jaxpref import losses
 
 B, T = 4, 5
+UNIFORM = ("margin", "target_prob", "nll", "preference_strength", "reward_gap", "reward_1", "reward_2")
+UNIFORM += ("gt_rewards_chosen", "gt_rewards_rejected", "chosen_probs_win", "chosen_probs_lose")
 
 
 def example(argument, seed):
     """A random argument by its name: log-probabilities, lengths, labels, rewards, token arrays."""
     rng = np.random.default_rng(seed)
-    if argument in ("labels", "where", "kl_where"):
+    if argument in ("labels", "where", "kl_where", "tie"):
         return np.arange(B) % 2 == 0
-    if argument == "mask":
+    if argument in ("mask", "chosen_mask", "rejected_mask"):
         return np.arange(T) < rng.integers(1, T, (B, 1))
     if argument.endswith("token_logps"):
         return -rng.gamma(1.0, 1.0, (B, T))
     if argument.endswith("lengths"):
         return rng.integers(1, 9, B)
-    if argument.endswith("rewards") or argument in ("margin", "target_prob", "nll"):
+    if argument.endswith("rewards") or argument in UNIFORM:
         return rng.uniform(size=B)
     return -rng.gamma(2.0, 3.0, B)
 
@@ -81,7 +84,8 @@ def test_traced_hyperparameters_pass_and_concrete_ones_are_checked(name):
         swept = jax.vmap(lambda x, field=field: values(name, **{field: x}))(jnp.array([start, -1.0]))
         assert swept.shape == (2, B)
         np.testing.assert_allclose(swept[0], values(name, **{field: start}), rtol=1e-6)
-        for wrong in (-1.0, np.float32(np.nan), jnp.array(np.inf), "0.1", [0.1]):
+        signed = re.search(rf"\b{field}: [^:]*any finite number", getattr(losses, name).__doc__)
+        for wrong in (np.float32(np.nan), jnp.array(np.inf), "0.1", [0.1], *([] if signed else [-1.0])):
             with pytest.raises(ValueError, match=rf"{field} .*must be"):
                 values(name, **{field: wrong})
 
@@ -140,13 +144,13 @@ def test_extremes_are_finite(name, size):
         assert np.isfinite(value) and np.all(np.isfinite(gradient)), argument
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if "chosen_lengths" in LOSSES[name]])
-def test_trap_07_empty_responses_are_finite(name):
+@pytest.mark.parametrize("loss", [name for name in NAMES if "chosen_lengths" in LOSSES[name]])
+def test_trap_07_empty_responses_are_finite(loss):
     empty = np.zeros(B)
     for side in ("chosen", "rejected"):
-        none = {f"{side}_logps": empty, f"{side}_lengths": empty}
-        gradient = jax.grad(lambda x, none=none, side=side: jnp.sum(values(name, none | {f"{side}_logps": x})))(empty)
-        assert np.all(np.isfinite(values(name, none))) and np.all(np.isfinite(gradient))
+        none = {name: empty for name in (f"{side}_logps", f"{side}_lengths") if name in LOSSES[loss]}
+        gradient = jax.grad(lambda x, none=none, side=side: jnp.sum(values(loss, none | {f"{side}_logps": x})))(empty)
+        assert np.all(np.isfinite(values(loss, none))) and np.all(np.isfinite(gradient))
 
 
 @pytest.mark.parametrize("normalize", ["batch_token_mean", "sequence_mean", "sequence_sum"])

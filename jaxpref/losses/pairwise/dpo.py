@@ -1,4 +1,4 @@
-"""Direct preference optimisation, plain and with smoothed labels."""
+"""Direct preference optimisation: plain, with smoothed labels, and robust to flipped ones."""
 
 import jax
 
@@ -78,3 +78,40 @@ def cdpo_loss(
     """
     pair = (chosen_logps, rejected_logps, ref_chosen_logps, ref_rejected_logps)
     return dpo_loss(*pair, beta=beta, label_smoothing=label_smoothing)
+
+
+def rdpo_loss(
+    chosen_logps: Array,
+    rejected_logps: Array,
+    ref_chosen_logps: Array,
+    ref_rejected_logps: Array,
+    *,
+    beta: float = 0.1,
+    label_smoothing: float = 0.1,
+) -> jax.Array:
+    r"""Robust DPO: from labels that are flipped with probability epsilon, an unbiased estimate of DPO on clean ones.
+
+    .. math:: L = \frac{-(1 - \epsilon) \log \sigma(z) + \epsilon \log \sigma(-z)}{1 - 2 \epsilon}
+
+    with z as in :func:`dpo_loss`. The flipped label's loss is subtracted, so wide margins have negative losses, which
+    fall like :math:`-\epsilon z / (1 - 2 \epsilon)` without bound.
+
+    See *Provably Robust DPO: Aligning Language Models with Noisy Feedback* (https://arxiv.org/abs/2403.00409).
+
+    Variant: this is the *robust* loss, not the mixture of :func:`cdpo_loss`, and not the loss on rationales that other
+    work also calls RDPO.
+
+    Args:
+        chosen_logps, rejected_logps: ``[B]``, summed log-probabilities of the responses under the policy.
+        ref_chosen_logps, ref_rejected_logps: ``[B]``, the same under the reference; constants.
+        beta: strength of the KL constraint, > 0.
+        label_smoothing: probability in [0, 0.5) that a label is flipped.
+
+    Returns:
+        ``[B]``.
+    """
+    domains.positive(beta=beta)
+    domains.below_half(label_smoothing=label_smoothing)
+    margin = beta * scores.pair_margin(chosen_logps, rejected_logps, ref_chosen_logps, ref_rejected_logps)
+    kept, flipped = (1 - label_smoothing) * links.logistic(margin), label_smoothing * links.logistic(-margin)
+    return (kept - flipped) / (1 - 2 * label_smoothing)
