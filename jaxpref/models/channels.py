@@ -8,9 +8,9 @@ import jax.numpy as jnp
 from jaxpref.batch import Layout, Rows
 from jaxpref.errors import ModelError
 from jaxpref.models import adapters, vocabulary
-from jaxpref.models.config import Transformer
+from jaxpref.models.config import Transformer, wide_dtype
 from jaxpref.models.sharding import BATCH, constrain
-from jaxpref.models.transformer import hidden, wide_dtype
+from jaxpref.models.transformer import hidden
 
 _SCORE = "score/"
 

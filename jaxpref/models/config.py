@@ -19,6 +19,11 @@ ROPE_SCALINGS = ("default", "linear", "llama3", "longrope")
 REMATS = ("none", "dots", "attention", "full", "offload")
 
 
+def wide_dtype(dtype: Any):
+    """float32, or float64 where the compute dtype is."""
+    return jnp.promote_types(dtype, jnp.float32)
+
+
 def _build(kind, values):
     fields = {field.name: field for field in dataclasses.fields(kind)}
     unknown = sorted(set(values) - set(fields))

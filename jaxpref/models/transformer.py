@@ -12,8 +12,9 @@ from jaxpref.batch import Layout, Rows
 from jaxpref.errors import ModelError
 from jaxpref.models import attention, rope
 from jaxpref.models.attention.splash import RESIDUALS
-from jaxpref.models.config import ModelConfig, Transformer
+from jaxpref.models.config import ModelConfig, Transformer, wide_dtype
 from jaxpref.models.linear import linear
+from jaxpref.models.norms import norm
 from jaxpref.models.sharding import BATCH, constrain, gathered
 
 _ACTIVATIONS = {
@@ -169,30 +170,6 @@ def mlp(config: ModelConfig, weights: Any, x: jax.Array) -> jax.Array:
     up = linear("btm,mf->btf", x, weights["up"])
     inner = activation(linear("btm,mf->btf", x, weights["gate"])) * up if config.gated else activation(up)
     return linear("btf,fm->btm", constrain(inner, BATCH, "sequence", "tensor"), weights["down"])
-
-
-def norm(config: ModelConfig, weights: Any, x: jax.Array) -> jax.Array:
-    """RMSNorm or LayerNorm over the last axis, in float32 at least.
-
-    .. math:: y = \\frac{x - m}{\\sqrt{\\mathrm{mean}((x - m)^2) + \\epsilon}} (\\mathrm{offset} + w) + b
-
-    where m is the mean for LayerNorm and 0 for RMSNorm, which has no b.
-    See *Root Mean Square Layer Normalization* (https://arxiv.org/abs/1910.07467).
-    """
-    wide = wide_dtype(x.dtype)
-    y = x.astype(wide)
-    if config.norm == "layer":
-        y = y - jnp.mean(y, axis=-1, keepdims=True)
-    y = y * jax.lax.rsqrt(jnp.mean(jnp.square(y), axis=-1, keepdims=True) + config.norm_epsilon)
-    y = y * (config.norm_offset + weights["scale"].astype(wide))
-    if config.norm_bias:
-        y = y + weights["bias"].astype(wide)
-    return y.astype(x.dtype)
-
-
-def wide_dtype(dtype: Any):
-    """float32, or float64 where the compute dtype is."""
-    return jnp.promote_types(dtype, jnp.float32)
 
 
 def _look_up(table: jax.Array, index: jax.Array, rows: str | None) -> jax.Array:
