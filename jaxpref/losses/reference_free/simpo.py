@@ -50,6 +50,5 @@ def simpo_loss(
     domains.nonnegative(gamma=gamma)
     chosen, rejected = scores.pair_averages(chosen_logps, rejected_logps, chosen_lengths, rejected_lengths)
     margin = beta * (chosen - rejected) - gamma
-    link = links.logistic if loss == "sigmoid" else links.hinge
-    preference = (1 - label_smoothing) * link(margin) + label_smoothing * link(-margin)
+    preference = links.smoothed(links.logistic if loss == "sigmoid" else links.hinge, margin, label_smoothing)
     return preference - sft_weight * chosen

@@ -1,0 +1,1 @@
+"""Losses on pairs that see the whole batch: sorts, contrasts of all with all, running statistics."""
