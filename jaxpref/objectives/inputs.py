@@ -105,6 +105,11 @@ TABLE: dict[str, Input] = {
     "kl_ref_logps": _sums("ref_logps", 1)._replace(partner=True),
     "kl_where": Input(lambda view: view.partners, dtype=bool, partner=True),
     "where": Input(lambda view: view.valid, dtype=bool),
+    # Offline, the responses by which value-incentivised preference optimisation calibrates are the chosen ones.
+    "cal_logps": _sums("logps", 0),
+    "ref_cal_logps": _sums("ref_logps", 0),
+    "kl_ref_to_policy": _sums("kl", 0),
+    "sft_logps": _sums("logps", 0),
     "token_logps": _tokens("logps", 0),
     "mask": _mask(0),
     "chosen_token_logps": _tokens("logps", 0),

@@ -26,6 +26,7 @@ def collect(
     """
     count = jnp.sum(view.valid)
     metrics = _by_response(method, view)
+    arrays = {name.replace("token_logps", "logps"): _summed(name, array) for name, array in arrays.items()}
     if method.feedback == "pairs":
         metrics |= _pairs(method, arrays, hyperparameters, view.valid)
     if "labels" in arrays:
@@ -38,6 +39,11 @@ def collect(
 
 def _sum(values: jax.Array, where: jax.Array) -> jax.Array:
     return jnp.sum(jnp.where(where, values, 0), dtype=jnp.result_type(float))
+
+
+def _summed(name: str, array: jax.Array) -> jax.Array:
+    """Log-probabilities per token, which are 0 where masked, as their sums; other arguments as they are."""
+    return jnp.sum(array, axis=-1) if name.endswith("token_logps") else array
 
 
 def _by_response(method: Method, view: View) -> Metrics:
@@ -70,8 +76,10 @@ def rewards(method: Method, arrays: dict[str, jax.Array], hyperparameters: dict[
     if f"{name}rewards" in arrays:
         return arrays[f"{name}rewards"]
     logps = arrays[f"{name}logps"]
-    if f"ref_{name}logps" in arrays and not hyperparameters.get("reference_free"):
+    if f"ref_{name}logps" in arrays and not method.reference_free(hyperparameters):
         logps = scores.log_ratio(logps, arrays[f"ref_{name}logps"])
+    elif method.reward is not None:
+        return method.reward(logps, arrays[f"{name}lengths"], hyperparameters)
     elif f"{name}lengths" in arrays:
         logps = scores.average(logps, arrays[f"{name}lengths"])
     return hyperparameters.get(method.reward_scale, 1.0) * logps

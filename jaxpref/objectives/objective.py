@@ -157,8 +157,11 @@ def _build_term(name: str, fields: dict[str, Any]) -> Objective:
         raise ConfigError(f"{place}.data is {stream!r}; expected the name of a data stream.")
     values = {field: schedules.read(f"{place}.{field}", value) for field, value in fields.items()}
     for field, value in values.items():
-        if isinstance(value, schedules.Schedule) and isinstance(defaults.get(field), bool | str):
-            raise ConfigError(f"{place}.{field} is a schedule; only numbers can move with the step.")
+        fixed = isinstance(defaults.get(field), bool | str) or field in method.state_hyperparameters
+        if isinstance(value, schedules.Schedule) and fixed:
+            raise ConfigError(
+                f"{place}.{field} is a schedule; only numbers can move with the step, of the loss itself."
+            )
         if isinstance(defaults.get(field), bool) and not isinstance(value, bool):
             raise ConfigError(f"{place}.{field} is {value!r}; expected True or False.")
     weight = values.pop("weight")
@@ -169,15 +172,15 @@ def _build_term(name: str, fields: dict[str, Any]) -> Objective:
 def _check(place: str, method: registry.Method, weight: Any, hyperparameters: dict[str, Any]) -> None:
     """Traces the loss on dummy arrays at both ends of every schedule, so that its own domain checks speak."""
     arrays = {name: inputs.dummy(name) for name in method.arguments if name in inputs.TABLE}
-    if method.init_state is not None:
-        arrays["state"] = method.init_state(schedules.ends(hyperparameters)[0])
     if "key" in method.arguments:
         arrays["key"] = jax.random.key(0)
     try:
         for end in schedules.ends({"weight": weight}):
             domains.nonnegative(**end)
         for end in schedules.ends(hyperparameters):
-            jax.eval_shape(lambda arrays, end=end: method.loss(**arrays, **end), arrays)
+            if method.init_state is not None:
+                arrays["state"] = method.init_state(end)
+            jax.eval_shape(lambda arrays, end=end: method.loss(**arrays, **method.of_loss(end)), arrays)
     except ValueError as error:
         raise ConfigError(f"{place} ({method.name}): {error}") from error
 
@@ -185,7 +188,7 @@ def _check(place: str, method: registry.Method, weight: Any, hyperparameters: di
 def bind(name: str, method: registry.Method, stream: str, weight: Any, hyperparameters: dict[str, Any]) -> Objective:
     """Binds a method to a data stream; hyperparameters are numbers, names or Schedules."""
     replaced, denominator = method.reduction(hyperparameters) if method.reduction else ({}, "examples")
-    reference_free = bool(hyperparameters.get("reference_free"))
+    reference_free = method.reference_free(hyperparameters)
     needs = method.needs - {"ref_logps"} if reference_free else method.needs
 
     def init(key, model):
@@ -208,10 +211,16 @@ def bind(name: str, method: registry.Method, stream: str, weight: Any, hyperpara
             # A row whose own response lies in another micro-batch still has a mismatched one.
             arrays["where"] |= view.partners
         provided = {a: v for a, v in (("state", state), ("key", key)) if a in method.arguments}
-        values, state, aux = _unpack(method, method.loss(**arrays, **provided, **(now | replaced)), state)
+        used = method.of_loss(now) | {f: v(now[f], denominators) if callable(v) else v for f, v in replaced.items()}
+        values, state, aux = _unpack(method, method.loss(**arrays, **provided, **used), state)
         chex.assert_shape(values, view.valid.shape)
         values = jnp.where(view.valid, values, 0)
         if "weight" in examples.side:
+            if not method.per_example:
+                raise ConfigError(
+                    f"config.objectives.{name} ({method.name}): its values do not belong to examples, so that the "
+                    f"weights of its data stream {stream!r} cannot count; take the column 'weight' out of the data."
+                )
             values *= jnp.where(view.valid, examples.side["weight"], 0).astype(values.dtype)
         value = jnp.sum(values)
         collected = metrics.collect(method, view, arrays, now, aux)

@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
@@ -33,6 +34,11 @@ class Method(NamedTuple):
     reduction: Callable[[Mapping[str, Any]], tuple[dict[str, Any], str]] | None
     init_state: Callable[[Mapping[str, Any]], Any] | None
     aux_metrics: dict[str, str]
+    state_hyperparameters: Mapping[str, Any] = MappingProxyType({})
+    relevant: Mapping[str, Mapping[str, Any]] = MappingProxyType({})
+    per_example: bool = True
+    reference_free: Callable[[Mapping[str, Any]], bool] = lambda values: bool(values.get("reference_free"))
+    reward: Callable[[Any, Any, Mapping[str, Any]], Any] | None = None
 
     @property
     def arguments(self) -> dict[str, bool]:
@@ -43,14 +49,23 @@ class Method(NamedTuple):
 
     @property
     def defaults(self) -> dict[str, Any]:
-        """Hyperparameters and their defaults."""
+        """Hyperparameters and their defaults: the loss's, and those that only its initial state reads."""
         parameters = inspect.signature(self.loss).parameters.values()
-        return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
+        return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY} | dict(self.state_hyperparameters)
+
+    def of_loss(self, hyperparameters: Mapping[str, Any]) -> dict[str, Any]:
+        """The hyperparameters that the loss itself takes."""
+        return {name: value for name, value in hyperparameters.items() if name not in self.state_hyperparameters}
 
     @property
     def needs(self) -> frozenset[str]:
         """Channels that the loss reads."""
         return frozenset().union(*(TABLE[name].needs for name in self.arguments if name in TABLE))
+
+    @property
+    def sides(self) -> frozenset[str]:
+        """Columns of side inputs that the loss reads where the data has them."""
+        return frozenset().union(*(TABLE[name].sides for name in self.arguments if name in TABLE))
 
     @property
     def partnered(self) -> bool:
@@ -62,10 +77,12 @@ class Row(NamedTuple):
     """A row of the catalogue, for printing."""
 
     name: str
+    function: str
     title: str
     url: str
     feedback: str
     needs: tuple[str, ...]
+    sides: tuple[str, ...]
     defaults: dict[str, Any]
     formula: str
     coupled: bool
@@ -91,6 +108,7 @@ def register(
     reduction: Callable[[Mapping[str, Any]], tuple[dict[str, Any], str]] | None = None,
     init_state: Callable[[Mapping[str, Any]], Any] | None = None,
     aux_metrics: Mapping[str, str] | None = None,
+    **special: Any,
 ) -> None:
     """Makes a loss available to configs under a name.
 
@@ -111,16 +129,24 @@ def register(
         at_reference: ``(hyperparameters, side) -> value`` or ``[N]`` of the loss where policy and reference are equal;
             not asked when the hyperparameters leave the reference out.
         reduction: ``hyperparameters -> (replaced hyperparameters, "examples" or "tokens")`` for a loss whose
-            batch-level form is a sum over examples divided by something else than their number.
+            batch-level form is a sum over examples divided by something else than their number. What replaces a
+            hyperparameter may be a function ``(its value, denominators) -> value``.
         init_state: ``hyperparameters -> state`` of a stateful loss.
         aux_metrics: field of aux -> name of its metric, where that is not the field's own name.
+        **special: what few methods need:
+            ``state_hyperparameters``: names and defaults of hyperparameters that only ``init_state`` reads;
+            ``relevant``: hyperparameter -> the values of others under which alone it changes anything;
+            ``per_example``: False where the values do not belong to examples, so that examples cannot have weights;
+            ``reference_free``: ``hyperparameters -> bool``, whether they leave the reference out;
+            ``reward``: ``(summed log-probabilities, lengths, hyperparameters) -> [N]``, the logged reward of a response
+            without a reference, where it is not the scaled average.
 
     Raises:
         ValueError: the loss has a required array of unknown name, or is stateful without being coupled.
     """
     method = Method(
         name, loss, feedback, title, url, formula, disagreements, coupled, reward_scale, at_reference, reduction,
-        init_state, dict(aux_metrics or {}),
+        init_state, dict(aux_metrics or {}), **special,
     )  # fmt: skip
     if name in METHODS:
         raise ValueError(f"objective {name!r} is registered twice.")
@@ -140,7 +166,7 @@ def method(name: str) -> Method:
     return METHODS[name]
 
 
-def config(name: str, **overrides: Any) -> ConfigDict:
+def config(name: str, /, **overrides: Any) -> ConfigDict:
     """A term of ``config.objectives`` with every field filled in.
 
     Args:
@@ -163,10 +189,12 @@ def catalogue() -> list[Row]:
     return [
         Row(
             name=m.name,
+            function=m.loss.__name__,
             title=m.title,
             url=m.url,
             feedback=m.feedback,
             needs=tuple(sorted(m.needs)),
+            sides=tuple(sorted(m.sides)),
             defaults=m.defaults,
             formula=m.formula,
             coupled=m.coupled or m.partnered,

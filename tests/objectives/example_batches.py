@@ -39,11 +39,13 @@ def batch(name, *, examples=6, padding=2, seed=0, needs=None):
             outputs[channel] = -rng.gamma(1.0, 1.0, mask.shape) * mask
         if channel == "sum_p2":
             outputs[channel] = rng.uniform(0.1, 1.0, mask.shape) * mask
-    side = {"weight": np.ones(examples)}
+    side = {"weight": np.ones(examples)} if method.per_example else {}
     for argument in method.arguments:
         for column in inputs.TABLE[argument].sides if argument in inputs.TABLE else ():
             whole = {bool: np.arange(examples) % 2 == 0, int: np.arange(examples) % 2}
             side[column] = whole.get(inputs.TABLE[argument].dtype, rng.uniform(size=examples))
+    if "prob_desirable" in side:  # odds on both sides of any bound, for either label
+        side["prob_desirable"] = np.linspace(0.02, 0.98, examples)
     index = np.zeros(mask.shape, np.int32)
     zeros = np.zeros(examples, np.int32)
     made = Examples(index, mask, np.zeros(mask.shape[:2], np.int32), zeros, where, side)

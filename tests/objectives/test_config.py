@@ -31,7 +31,7 @@ def test_every_config_builds(name):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: objectives.config("dop"), "the objective 'dop', which does not exist; did you mean 'dpo'"),
+        (lambda: objectives.config("ipoo"), "the objective 'ipoo', which does not exist; did you mean 'ipo'"),
         (lambda: objectives.config("dpo", betta=1.0), "the field 'betta', which does not exist; did you mean 'beta'"),
         (lambda: objectives.config("dpo", objective="ipo"), "the field 'objective', which does not exist"),
         (lambda: objectives.build({}), "config.objectives is empty"),

@@ -1,6 +1,7 @@
 """Properties of every registered objective, on arrays in example order: a new method is found and tested by itself."""
 
 import functools
+import inspect
 import math
 
 import chex
@@ -42,13 +43,30 @@ def assert_close(actual, expected):
 
 def numbers(name):
     """Numeric hyperparameters, and what else each may be."""
+    parameters = inspect.signature(registry.METHODS[name].loss).parameters
     for field, value in registry.METHODS[name].defaults.items():
         if value is None:
-            yield field, 0.3
+            if "str" not in str(parameters[field].annotation):
+                yield field, 0.3
         elif isinstance(value, bool):
             yield field, not value
         elif isinstance(value, int | float):
-            yield field, value * 1.5 if value else 0.2
+            yield field, next(other for other in others(value) if allowed(name, field, other))
+
+
+def others(value):
+    """Other values of a number: a negative one is a sign, a whole one may be a number of things."""
+    if value <= 0:
+        return [-value if value else 0.2]
+    return [value + 1 if value == int(value) else value * 1.7, value / 2]
+
+
+def allowed(name, field, value):
+    """Whether a value lies in the domain of a hyperparameter."""
+    try:
+        return bool(build(name, **{field: value}))
+    except ConfigError:
+        return False
 
 
 @every_objective
@@ -95,14 +113,16 @@ def test_trap_03_trap_04_any_partition_gives_the_same_gradient(name, seed):
 
 @every_objective
 def test_coupled_objectives_are_coupled(name):
-    """The gradient of an example depends on the others exactly where the registration says so."""
+    """The gradient of an example, now or through the state, depends on the others where the registration says so."""
     outputs, examples = batch(name, padding=0, seed=3)
     # Raise the policy's log-probabilities everywhere, so that statistics of the batch (z0) are not at a clamp.
     outputs = {n: v * 0.2 if n == "logps" else v for n, v in outputs.items()}
-    _, gradients = run(name, outputs, examples)
-    others = {n: v.at[3:].multiply(0.5) for n, v in outputs.items()}
-    _, moved = run(name, others, examples)
+    (_, _, state), gradients = run(name, outputs, examples)
+    halved = {n: v.at[3:].multiply(0.5) for n, v in outputs.items()}
+    side = {n: v.at[3:].set(~v[3:]) if v.dtype == bool else v for n, v in examples.side.items()}
+    (_, _, other_state), moved = run(name, halved, examples._replace(side=side))
     same = all(np.allclose(gradients[n][:3], moved[n][:3], rtol=1e-12, atol=0) for n in outputs)
+    same &= all(map(np.array_equal, jax.tree.leaves(state), jax.tree.leaves(other_state)))
     row = next(row for row in registry.catalogue() if row.name == name)
     assert same != row.coupled
 
@@ -147,17 +167,25 @@ def test_all_rows_padding(name):
 
 @every_objective
 def test_trap_19_every_hyperparameter_matters(name):
-    outputs, examples = batch(name, padding=0)
+    """Where the registration says when it does; a running state shows itself in the second batch."""
+    method = registry.METHODS[name]
+    batches = [batch(name, padding=0, seed=seed) for seed in range(1 if method.init_state is None else 2)]
 
     def loss(**overrides):
         objective = build(name, **overrides)
-        kept = {n: outputs[n] for n in objective.needs}
-        arguments = examples, objective.denominators(examples), state_of(name, objective), jax.random.key(1), 0
-        return float(objective.loss(kept, *arguments)[0])
+        state, total = state_of(name, objective), 0.0
+        for outputs, examples in batches:
+            kept = {n: outputs[n] for n in objective.needs}
+            denominators = objective.denominators(examples)
+            value, _, state = objective.loss(kept, examples, denominators, state, jax.random.key(1), 0)
+            total += float(value)
+        return total
 
     expected = loss()
     for field, value in numbers(name):
-        assert abs(loss(**{field: value}) - expected) > 1e-9, field
+        others = method.relevant.get(field, {})
+        before = loss(**others) if others else expected
+        assert abs(loss(**others, **{field: value}) - before) > 1e-9, field
 
 
 @every_objective
@@ -194,10 +222,13 @@ def test_trap_01_rewards_are_bitwise_zero_float32(name):
 def test_trap_17_trap_28_wrong_shapes_raise(name):
     method = registry.METHODS[name]
     arrays = {a: jnp.ones(inputs.dummy(a).shape, inputs.dummy(a).dtype) for a in method.arguments if a in inputs.TABLE}
+    provided = {"state": method.init_state(method.defaults)} if method.init_state is not None else {}
+    provided |= {"key": jax.random.key(0)} if "key" in method.arguments else {}
+    hyperparameters = method.of_loss(method.defaults)
     for argument in arrays:
         wrong = arrays | {argument: arrays[argument][..., None]}
         with pytest.raises((AssertionError, ValueError, TypeError)):
-            method.loss(**wrong, **method.defaults)
+            method.loss(**wrong, **provided, **hyperparameters)
 
 
 @every_referenced
@@ -228,6 +259,10 @@ def test_weights_multiply_each_example(name):
     outputs, examples = batch(name, padding=1, seed=5)
     plain = run(name, outputs, examples)
     doubled = examples._replace(side=examples.side | {"weight": jnp.full(6, 2.0).at[-1].set(jnp.nan)})
+    if not registry.METHODS[name].per_example:
+        with pytest.raises(ConfigError, match="its values do not belong to examples"):
+            run(name, outputs, doubled)
+        return
     (value, metrics, _), gradients = run(name, outputs, doubled)
     assert float(value) == pytest.approx(2 * float(plain[0][0]))
     assert_close(gradients, jax.tree.map(lambda g: 2 * g, plain[1]))
