@@ -79,7 +79,7 @@ def rewards(method: Method, arrays: dict[str, jax.Array], hyperparameters: dict[
     if f"ref_{name}logps" in arrays and not method.reference_free(hyperparameters):
         logps = scores.log_ratio(logps, arrays[f"ref_{name}logps"])
     elif method.reward is not None:
-        return method.reward(logps, arrays[f"{name}lengths"], hyperparameters)
+        return method.reward(logps, arrays.get(f"{name}lengths"), hyperparameters)
     elif f"{name}lengths" in arrays:
         logps = scores.average(logps, arrays[f"{name}lengths"])
     return hyperparameters.get(method.reward_scale, 1.0) * logps

@@ -45,7 +45,8 @@ class Method(NamedTuple):
         """Arrays that the objective can bind: name -> whether the loss requires it."""
         parameters = inspect.signature(self.loss).parameters.values()
         arrays = [p for p in parameters if p.kind is not p.KEYWORD_ONLY]
-        return {p.name: p.default is p.empty for p in arrays if p.name in TABLE or p.default is p.empty}
+        known_names = (*TABLE, *PROVIDED)
+        return {p.name: p.default is p.empty for p in arrays if p.name in known_names or p.default is p.empty}
 
     @property
     def defaults(self) -> dict[str, Any]:
@@ -139,7 +140,7 @@ def register(
             ``per_example``: False where the values do not belong to examples, so that examples cannot have weights;
             ``reference_free``: ``hyperparameters -> bool``, whether they leave the reference out;
             ``reward``: ``(summed log-probabilities, lengths, hyperparameters) -> [N]``, the logged reward of a response
-            without a reference, where it is not the scaled average.
+            without a reference, where it is not the scaled average; lengths are None if the loss does not read them.
 
     Raises:
         ValueError: the loss has a required array of unknown name, or is stateful without being coupled.

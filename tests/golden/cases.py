@@ -10,18 +10,21 @@ import jax.numpy as jnp
 from jaxpref import losses
 
 TEXT = ("note", "notes", "layout", "grad_note")
+NUMBERS = ("inf", "-inf", "nan")
 
 
 def parse(value: Any) -> Any:
     """Turns the strings "inf", "-inf" and "nan" into floats, nested lists into arrays, and leaves the rest.
 
-    The batches of a stateful method stay a list.
+    The batches of a stateful method stay a list, and names a tuple.
     """
     if isinstance(value, dict):
         return {name: parse(item) for name, item in value.items() if name not in TEXT}
+    if isinstance(value, list) and any(isinstance(item, str) and item not in NUMBERS for item in value):
+        return tuple(value)
     if isinstance(value, list):
         return [parse(item) for item in value] if _of_dicts(value) else jnp.asarray(_numbers(value))
-    return float(value) if value in ("inf", "-inf", "nan") else value
+    return float(value) if value in NUMBERS else value
 
 
 def _of_dicts(value: list) -> bool:
@@ -45,21 +48,24 @@ def arguments(loss: Callable, arrays: dict[str, jax.Array], params: dict[str, An
     )
 
 
-def evaluate(loss: Callable, arrays: dict[str, jax.Array], params: dict[str, Any]) -> dict[str, Any]:
-    """Values, their mean, the fields of aux, and the gradient of the values' sum with respect to every float array."""
+def evaluate(loss: Callable, arrays: dict[str, jax.Array], params: dict[str, Any], **provided: Any) -> dict[str, Any]:
+    """Values, their mean, the fields of new state and aux, and the gradient of the values' sum by every float array.
+
+    ``provided`` is what is no array: a state.
+    """
     arrays, hyperparameters = arguments(loss, arrays, params)
     floats = {name: value for name, value in arrays.items() if jnp.issubdtype(value.dtype, jnp.floating)}
 
     def total(floats):
-        result = loss(**{**arrays, **floats}, **hyperparameters)
-        values, aux = result if isinstance(result, tuple) and not hasattr(result, "_fields") else (result, None)
-        return jnp.sum(values), (values, aux)
+        result = loss(**{**arrays, **floats}, **provided, **hyperparameters)
+        values, *parts = result if isinstance(result, tuple) else (result,)
+        return jnp.sum(values), (values, parts)
 
-    gradients, (values, aux) = jax.grad(total, has_aux=True)(floats)
+    gradients, (values, parts) = jax.grad(total, has_aux=True)(floats)
     return {
         "loss": values,
         "mean_loss": jnp.mean(values),
-        **(aux._asdict() if aux is not None else {}),
+        **{name: value for part in parts for name, value in part._asdict().items()},
         **{f"grad_sum_{name}": value for name, value in gradients.items()},
     }
 

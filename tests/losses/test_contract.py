@@ -11,46 +11,80 @@ import pytest
 from jaxpref import losses
 
 B, T = 4, 5
+# Axes of other lengths than B, and hyperparameters that have no default: one number for each earlier round.
+SIZES = {"2B": 2 * B, "T": T, "K": 3, "m": 2, "J + 1": 3, "n - 1": 2}
+REQUIRED = {"alphas": np.array([0.3, 0.7])}
 UNIFORM = ("margin", "target_prob", "nll", "preference_strength", "reward_gap", "reward_1", "reward_2")
-UNIFORM += ("gt_rewards_chosen", "gt_rewards_rejected", "chosen_probs_win", "chosen_probs_lose")
+UNIFORM += ("gt_rewards_chosen", "gt_rewards_rejected", "chosen_probs_win", "chosen_probs_lose", "prob_desirable")
 
 
-def example(argument, seed):
-    """A random argument by its name: log-probabilities, lengths, labels, rewards, token arrays."""
-    rng = np.random.default_rng(seed)
-    if argument in ("labels", "where", "kl_where", "tie"):
+def axes(name, argument):
+    """Names of the axes that the docstring of a loss gives one of its arrays; ``[B]`` where it gives none."""
+    found = re.search(rf"\b{argument}\b[\w, ]*: ``\[([^\]]*)\]", getattr(losses, name).__doc__)
+    tokens = argument.endswith(("mask", "token_logps"))
+    return tuple(found[1].split(", ")) if found else ("B", "T") if tokens else ("B",)
+
+
+def example(name, argument, seed):
+    """A random argument of a loss: its content by its name, its shape by the docstring."""
+    rng, shape = np.random.default_rng(seed), tuple(SIZES.get(axis, B) for axis in axes(name, argument))
+    if argument in ("labels", "tie", "selection_mask") or argument.endswith("where"):
         return np.arange(B) % 2 == 0
     if argument in ("mask", "chosen_mask", "rejected_mask"):
-        return np.arange(T) < rng.integers(1, T, (B, 1))
-    if argument.endswith("token_logps"):
-        return -rng.gamma(1.0, 1.0, (B, T))
-    if argument.endswith("lengths"):
-        return rng.integers(1, 9, B)
+        return np.arange(shape[1]) < rng.integers(1, shape[1], (B, 1))
+    if argument in ("ids", "annotator_ids"):
+        return np.arange(B)
+    if argument.endswith("lengths") or argument == "degree_labels":
+        return rng.integers(1, 9 if argument.endswith("lengths") else SIZES["J + 1"], shape)
     if argument.endswith("rewards") or argument in UNIFORM:
-        return rng.uniform(size=B)
-    return -rng.gamma(2.0, 3.0, B)
+        return rng.uniform(size=shape)
+    return -rng.gamma(*((1.0, 1.0) if argument.endswith("token_logps") else (2.0, 3.0)), shape)
 
 
 def arguments(name, keyword_only=False):
     """Names and defaults of a loss's arrays, or of its hyperparameters."""
     parameters = inspect.signature(getattr(losses, name)).parameters.values()
-    return {p.name: p.default for p in parameters if (p.kind is p.KEYWORD_ONLY) == keyword_only}
+    defaults = {p.name: p.default for p in parameters if (p.kind is p.KEYWORD_ONLY) == keyword_only}
+    return {n: default for n, default in defaults.items() if n not in ("state", "key")}
+
+
+def provided(name):
+    """Fresh state (by its type) and key of the losses that take them."""
+    parameters = inspect.signature(getattr(losses, name)).parameters
+    makers = [getattr(losses, maker) for maker in losses.__all__ if maker.endswith("_state")]
+    fresh = {inspect.signature(maker).return_annotation: maker for maker in makers}
+    state = {"state": fresh[parameters["state"].annotation]()} if "state" in parameters else {}
+    return state | ({"key": jax.random.key(0)} if "key" in parameters else {})
+
+
+def is_number(name, field):
+    """Whether a hyperparameter is one, by its default and its annotation."""
+    parameter = inspect.signature(getattr(losses, name)).parameters[field]
+    return not isinstance(parameter.default, bool | str) and "str" not in str(parameter.annotation)
 
 
 NAMES = sorted(name for name in losses.__all__ if name.endswith("_loss"))
-LOSSES = {name: {a: example(a, seed) for seed, a in enumerate(arguments(name))} for name in NAMES}
+LOSSES = {name: {a: example(name, a, seed) for seed, a in enumerate(arguments(name))} for name in NAMES}
 every_loss = pytest.mark.parametrize("name", NAMES)
 
 
 def values(name, changes=None, **hyperparameters):
-    result = getattr(losses, name)(**(LOSSES[name] | (changes or {})), **hyperparameters)
+    given = {n: v for n, v in REQUIRED.items() if n in arguments(name, keyword_only=True)} | hyperparameters
+    result = getattr(losses, name)(**(LOSSES[name] | (changes or {})), **provided(name), **given)
     return result[0] if isinstance(result, tuple) else result
 
 
 @every_loss
 def test_hyperparameters_are_keyword_only_with_defaults(name):
-    assert inspect.Parameter.empty not in arguments(name, keyword_only=True).values()
+    hyperparameters = arguments(name, keyword_only=True)
+    assert {n for n, default in hyperparameters.items() if default is inspect.Parameter.empty} <= REQUIRED.keys()
     assert set(arguments(name).values()) <= {inspect.Parameter.empty, None}
+
+
+@every_loss
+def test_values_are_unreduced(name):
+    batch_level = "*batch-level*" in getattr(losses, name).__doc__
+    assert values(name).shape in [(B,), ()] if batch_level else values(name).shape == (B,)
 
 
 @every_loss
@@ -78,13 +112,14 @@ def test_trap_22_long_sums_do_not_lose_nats():
 @every_loss
 def test_traced_hyperparameters_pass_and_concrete_ones_are_checked(name):
     for field, default in arguments(name, keyword_only=True).items():
-        if isinstance(default, bool | str):
+        if not is_number(name, field) or field in REQUIRED:
             continue
         start = 0.2 if default is None else default
         swept = jax.vmap(lambda x, field=field: values(name, **{field: x}))(jnp.array([start, -1.0]))
-        assert swept.shape == (2, B)
-        np.testing.assert_allclose(swept[0], values(name, **{field: start}), rtol=1e-6)
-        signed = re.search(rf"\b{field}: [^:]*any finite number", getattr(losses, name).__doc__)
+        expected = values(name, **{field: start})
+        assert swept.shape == (2, *expected.shape)
+        np.testing.assert_allclose(swept[0], expected, rtol=1e-6)
+        signed = re.search(rf"\b{field}: [^:]*(any finite number|-1 )", getattr(losses, name).__doc__)
         for wrong in (np.float32(np.nan), jnp.array(np.inf), "0.1", [0.1], *([] if signed else [-1.0])):
             with pytest.raises(ValueError, match=rf"{field} .*must be"):
                 values(name, **{field: wrong})
@@ -118,15 +153,19 @@ def test_ipo_per_token_needs_lengths():
 @every_loss
 def test_trap_17_a_wrong_rank_raises(name):
     for argument, value in LOSSES[name].items():
-        shapes = [value[:, None], value[:-1], value[0]]
-        for wrong in shapes[:2] if argument == "nll" else shapes:  # ORPO's nll may be one number for all
+        shapes = [value[:, None], value[0], value[:-1]]
+        if argument == "nll":  # ORPO's may be one number for all
+            del shapes[1]
+        if sum(axes(name, other)[0] == axes(name, argument)[0] for other in LOSSES[name]) == 1:  # any size
+            del shapes[-1]
+        for wrong in shapes:
             with pytest.raises(AssertionError, match="argument"):
                 values(name, {argument: wrong})
 
 
 @every_loss
 def test_trap_30_references_are_constants(name):
-    inputs = {n: jnp.asarray(v, float) for n, v in LOSSES[name].items() if n.startswith("ref_") or "ref_logps" in n}
+    inputs = {n: jnp.asarray(v, float) for n, v in LOSSES[name].items() if "ref_" in n and n.endswith("logps")}
     if inputs:
         gradients = jax.grad(lambda inputs: jnp.sum(values(name, inputs)))(inputs)
         assert not any(np.any(g) for g in gradients.values())
@@ -205,8 +244,9 @@ def test_excluded_rows_change_nothing(name):
     expected = jax.value_and_grad(loss)(floats)
     broken = jax.value_and_grad(loss)({n: v.at[2].set(jnp.nan) for n, v in floats.items()})
     jax.tree.map(np.testing.assert_array_equal, broken, expected)
-    rows = {n: v[where] for n, v in LOSSES[name].items() if n != "where"}
-    result = getattr(losses, name)(**rows)
+    rows = {n: v[where] if axes(name, n)[0] == axes(name, "where")[0] else v for n, v in LOSSES[name].items()}
+    del rows["where"]
+    result = getattr(losses, name)(**rows, **provided(name))
     np.testing.assert_allclose(jnp.sum(result[0] if isinstance(result, tuple) else result), expected[0], rtol=1e-6)
 
 

@@ -69,7 +69,7 @@ def lcpo_loss(
         chosen_logps, rejected_logps: ``[B]``, summed log-probabilities of the responses under the policy.
         ref_chosen_logps, ref_rejected_logps: ``[B]``, the same under the reference; constants. simpo and cpo have none.
         annotator_ids: ``[B]``, 0 where unknown; an id outside of the state's range is read as 0 too.
-        state: of the last call, or :func:`lcpo_state`, which sets the number of annotators and where eta starts.
+        state: of the last call, or :func:`lcpo_state`, with the number of annotators and eta0, where eta starts.
         chosen_lengths, rejected_lengths: ``[B]``, tokens of the responses; needed by ipo and simpo.
         where: ``[B]``, rows that count; excluded rows have value 0 and change nothing.
         base: ``dpo``, ``ipo`` (per token), ``simpo`` or ``cpo``.
@@ -114,8 +114,10 @@ def _margin(base: str, logps: tuple[Array, ...], lengths: tuple[Array, Array]) -
     ratios = scores.pair_log_ratios(*logps)
     if base in ("simpo", "cpo"):
         ratios = per_example(chosen_logps=logps[0], rejected_logps=logps[1])
+    for name, given in zip(("chosen_lengths", "rejected_lengths"), lengths, strict=True):
+        if given is not None:
+            check_shape(ratios[0].shape, **{name: given})
     if base in ("ipo", "simpo"):
-        check_shape(ratios[0].shape, chosen_lengths=lengths[0], rejected_lengths=lengths[1])
         ratios = scores.average(ratios[0], lengths[0]), scores.average(ratios[1], lengths[1])
     return ratios[0] - ratios[1]
 

@@ -41,12 +41,12 @@ def relative_rpo_loss(
 
     Args:
         chosen_logps, ref_chosen_logps: ``[M]``, summed log-probabilities under policy and reference (a constant).
-        rejected_logps, ref_rejected_logps: ``[N]``, the same of the rejected responses; M of them unless unpaired.
+        rejected_logps, ref_rejected_logps: ``[M]``, the same of the rejected responses; ``[N]`` if unpaired.
         chosen_prompt_embeddings: ``[M, E]``; not read by ``diagonal``.
-        rejected_prompt_embeddings: ``[N, E]``; of ``paired`` data None is the chosen responses' prompts.
+        rejected_prompt_embeddings: ``[M, E]``, ``[N, E]`` if unpaired; of ``paired`` data None is the chosen ones.
         where: ``[M]``, rows that count; of the rejected ones as well, where there are as many. Excluded rows have
             value 0 and change nothing.
-        rejected_where: ``[N]``, rejected rows that count.
+        rejected_where: ``[M]``, rejected rows that count; ``[N]`` if unpaired.
         beta: strength of the KL constraint, > 0.
         distance_temperature: tau > 0; a small one compares with the nearest prompts only.
         variant: ``paired``, ``unpaired`` or ``diagonal``.

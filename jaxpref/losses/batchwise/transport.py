@@ -40,7 +40,7 @@ def aot_loss(
         rejected_logps, ref_rejected_logps: ``[B]``, the same of the rejected responses; ``[N]`` if not paired.
         where: ``[B]``, rows that count; of the rejected ones as well, where there are as many. Excluded rows change
             nothing; the sorted values lie on the rows that count, in order, and are 0 elsewhere.
-        rejected_where: ``[N]``, rejected rows that count.
+        rejected_where: ``[B]``, rejected rows that count; ``[N]`` if not paired.
         beta: strength of the KL constraint, > 0.
         label_smoothing: probability in [0, 0.5] that a label is flipped.
         paired: whether margins of pairs are sorted, or rewards of either side.

@@ -22,8 +22,9 @@ def mapo_score(error: Array) -> jax.Array:
     r""":math:`u / (e^u - 1)`: 1 for an error of 0, falling to 0; elementwise, exact near 0, finite for all u."""
     u = floating(error)
     near = jnp.abs(u) < 0.1
-    square = u**2
-    series = 1 - u / 2 + square / 12 * (1 - square / 60 * (1 - square / 42 * (1 - square / 40)))
+    small = jnp.where(near, u, 0)
+    square = small**2
+    series = 1 - small / 2 + square / 12 * (1 - square / 60 * (1 - square / 42 * (1 - square / 40)))
     size = jnp.where(near, 1, jnp.abs(u))
     return jnp.where(near, series, jax.nn.relu(-u) + size * jnp.exp(-size) / -jnp.expm1(-size))
 

@@ -1,5 +1,14 @@
 """The catalogue: one registration for every method, by the same families as ``jaxpref.losses``."""
 
-from jaxpref.objectives.methods import likelihood, pairwise, reference_free, reward, unpaired
+from jaxpref.objectives.methods import (
+    batchwise,
+    likelihood,
+    pairwise,
+    reference_free,
+    references,
+    reward,
+    sampled,
+    unpaired,
+)
 
-__all__ = ["likelihood", "pairwise", "reference_free", "reward", "unpaired"]
+__all__ = ["batchwise", "likelihood", "pairwise", "reference_free", "references", "reward", "sampled", "unpaired"]
