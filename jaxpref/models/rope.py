@@ -41,6 +41,6 @@ def tables(rope: Rope, rotated: int, positions: jax.Array, dtype) -> tuple[jax.A
 def rotate(x: jax.Array, cosines: jax.Array, sines: jax.Array) -> jax.Array:
     """Rotates the first ``2 * cosines.shape[-1]`` dimensions of heads ``[B, T, H, head_dim]``."""
     half = cosines.shape[-1]
-    first, second, rest = x[..., :half], x[..., half : 2 * half], x[..., 2 * half :]
+    first, second, rest = jnp.split(x, [half, 2 * half], axis=-1)
     rotated = (first * cosines - second * sines, second * cosines + first * sines)
     return jnp.concatenate([*(part.astype(x.dtype) for part in rotated), rest], axis=-1)

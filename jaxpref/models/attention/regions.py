@@ -28,8 +28,9 @@ def over_regions(
     if not layout.shared:
         return _call(attend, arrays, arrays, 0)
     rows, width = query.shape[0], layout.prompt
-    prompts = tuple(x[:, :width] for x in arrays)
-    responses = tuple(x[:, width:].reshape(rows * layout.responses, layout.response, *x.shape[2:]) for x in arrays)
+    # The gradient of a split is one concatenation, where each slice's would be padded to the whole row.
+    prompts, rest = zip(*(jnp.split(x, [width], axis=1) for x in arrays), strict=True)
+    responses = tuple(x.reshape(rows * layout.responses, layout.response, *x.shape[2:]) for x in rest)
     seen = tuple(
         jnp.concatenate([_repeated(prompt, layout.responses), response], axis=1)
         for prompt, response in zip(prompts, responses, strict=True)

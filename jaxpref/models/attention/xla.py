@@ -70,7 +70,8 @@ def attend(
         ``[B, T, H, head_dim]`` in the dtype of ``value``; softmax is computed in float32 at least.
     """
 
-    def block(start: int, stop: int, keys: int) -> jax.Array:
+    def block(start: int, query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
+        stop, keys = start + query.shape[1], key.shape[1]
         mask = visible(
             query_segments[:, start:stop],
             key_segments[:, :keys],
@@ -80,16 +81,23 @@ def attend(
             window,
             local,
         )
-        return _softmax(query[:, start:stop], key[:, :keys], value[:, :keys], mask, scale, soft_cap)
+        return _softmax(query, key, value, mask, scale, soft_cap)
 
     length, keys = query.shape[1], key.shape[1]
     # Blocks would cut through the shards of a row that lies over several devices.
     whole = not isinstance(offset, int) or axis_size("sequence") > 1
     size = length if whole else BLOCK * math.ceil(length / (BLOCK * BLOCKS))
     if size >= length:
-        return block(0, length, keys)
+        return block(0, query, key, value)
     starts = range(0, length, size)
-    return jnp.concatenate([block(t, min(t + size, length), min(t + size + offset, keys)) for t in starts], axis=1)
+    # Parts that are put together have slices for gradients, where a slice's would be padded to all keys.
+    queries = jnp.split(query, list(starts[1:]), axis=1)
+    keys, values = (jnp.split(x, [min(t + size + offset, keys) for t in starts], axis=1) for x in (key, value))
+    blocks = [
+        block(start, queries[n], jnp.concatenate(keys[: n + 1], axis=1), jnp.concatenate(values[: n + 1], axis=1))
+        for n, start in enumerate(starts)
+    ]
+    return jnp.concatenate(blocks, axis=1)
 
 
 def _softmax(query, key, value, mask, scale, soft_cap) -> jax.Array:
