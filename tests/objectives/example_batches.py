@@ -19,7 +19,7 @@ def responses(name):
     return RESPONSES[registry.METHODS[name].feedback]
 
 
-def build(name, **overrides):
+def build(name, /, **overrides):
     """The objective of one term with defaults but for the overrides."""
     return objectives.build(ConfigDict({"term": objectives.config(name, **overrides)})).terms["term"]
 
