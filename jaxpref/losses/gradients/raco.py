@@ -155,5 +155,9 @@ def _by_line_searches(gram: jax.Array, linear: jax.Array, radius: jax.Array) -> 
         steps = jnp.stack([jnp.zeros_like(turn), p[worst], jnp.clip(jnp.where(excess > 0, turn, 0), 0, p[worst])])
         return jnp.maximum(_least(gram, linear, radius, p + steps[:, None] * move), 0)
 
-    start = _least(gram, linear, radius, jnp.eye(len(linear), dtype=gram.dtype))
-    return jax.lax.fori_loop(0, LINE_SEARCHES, step, start)
+    # From every objective: one path may end where its gradients cancel, though the value falls elsewhere.
+    starts = jnp.eye(len(linear), dtype=gram.dtype)
+    ends = jax.vmap(lambda start: jax.lax.fori_loop(0, LINE_SEARCHES, step, start))(starts)
+    end = _least(gram, linear, radius, ends)
+    exact = _stationary(gram, linear, radius, (end > 0).astype(gram.dtype))
+    return _least(gram, linear, radius, jnp.concatenate([ends, exact]))

@@ -42,4 +42,5 @@ def dynamic_ft_loss(
     check_shape(jnp.shape(token_logps), mask=mask)
     counted = jnp.asarray(mask).astype(bool) & selection(where, jnp.shape(mask)[0])[:, None]
     logps = jnp.where(counted, floating(token_logps), 0)
-    return sft_loss(jax.lax.stop_gradient(jnp.exp(logps)) * logps, counted, normalize=normalize)
+    probabilities = jax.lax.stop_gradient(jnp.exp(jnp.minimum(logps, 0)))
+    return sft_loss(probabilities * logps, counted, normalize=normalize)

@@ -7,8 +7,9 @@ import jax.numpy as jnp
 from jaxpref.losses import domains
 from jaxpref.losses.arrays import Array, at_least_one, check_shape, floating, per_example, selection
 
-# Temperature and moving average of the two variants.
+# Of the two variants: temperature and moving average, and the optional arrays that they read.
 DEFAULTS = {"dft1": (1.0, 0.85), "dft2": (0.3, 0.9)}
+REQUIRED = {"dft1": ("ref_negative_logps",), "dft2": ("positive_lengths", "negative_lengths")}
 
 
 def dft_loss(
@@ -71,33 +72,39 @@ def dft_loss(
     check_shape((positive.size, jnp.shape(negative_logps)[1]), negative_logps=negative_logps)
     check_shape(positive.shape, ids=ids)
     rows, log_u = selection(where, positive.size), floating(log_u)
-    negative = jnp.where(rows[:, None], floating(negative_logps), 0)
     positive = jnp.where(rows, positive, 0)
-    if variant == "dft1":
-        generator = _required(variant, negative.shape, ref_negative_logps=ref_negative_logps)
-        correction = jnp.where(rows[:, None], generator, 0)
-    else:
-        lengths = _required(variant, positive.shape, positive_lengths=positive_lengths)
-        positive /= at_least_one(jnp.where(rows, lengths, 1))
-        lengths = _required(variant, negative.shape, negative_lengths=negative_lengths)
-        negative /= at_least_one(jnp.where(rows[:, None], lengths, 1))
-        correction = 0.0
+    negative = jnp.where(rows[:, None], floating(negative_logps), 0)
+    generator, lengths, negative_lengths = _optional(
+        variant,
+        rows,
+        ref_negative_logps=(ref_negative_logps, negative.shape),
+        positive_lengths=(positive_lengths, positive.shape),
+        negative_lengths=(negative_lengths, negative.shape),
+    )
+    if variant == "dft2":
+        positive, negative, generator = positive / at_least_one(lengths), negative / at_least_one(negative_lengths), 0.0
     if not negative.shape[1]:
         return -positive, log_u
+
+    exponents = jax.lax.stop_gradient(negative / tau - generator)
     # Rows that do not count point past the end: nothing is read or written there.
     place = jnp.where(rows, jnp.asarray(ids), log_u.size)
-    exponents = jax.lax.stop_gradient(negative / tau - correction)
-    batch = jnp.log(gamma) + jax.nn.logsumexp(exponents, axis=-1) - jnp.log(negative.shape[1])
     before = jnp.where(rows, log_u.at[place].get(mode="fill", fill_value=jnp.nan), 0)
+    batch = jnp.log(gamma) + jax.nn.logsumexp(exponents, axis=-1) - jnp.log(negative.shape[1])
     after = jax.lax.stop_gradient(jnp.logaddexp(jnp.log1p(-gamma) + before, batch))
     weights = jnp.exp(exponents - after[:, None])
     values = jnp.where(rows, jnp.mean(weights * negative, axis=-1) - positive, 0)
     return values, log_u.at[place].set(after, mode="drop")
 
 
-def _required(variant: str, shape: tuple[int, ...], **arrays: Array | None) -> jax.Array:
-    ((name, value),) = arrays.items()
-    if value is None:
-        raise ValueError(f"variant is {variant!r}, which needs {name}.")
-    check_shape(shape, **arrays)
-    return floating(value)
+def _optional(variant: str, rows: jax.Array, **arrays: tuple[Array | None, tuple[int, ...]]) -> list[jax.Array | None]:
+    """Arrays that a variant may do without: checked where given, zero in rows that do not count."""
+    made = []
+    for name, (value, shape) in arrays.items():
+        if value is None and name in REQUIRED[variant]:
+            raise ValueError(f"variant is {variant!r}, which needs {name}.")
+        if value is not None:
+            check_shape(shape, **{name: value})
+            value = jnp.where(rows.reshape(-1, *(1,) * (len(shape) - 1)), floating(value), 0)
+        made.append(value)
+    return made
