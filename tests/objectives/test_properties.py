@@ -276,6 +276,8 @@ def test_state_survives_a_checkpoint(name):
     objective, score = default(name)
     outputs, examples = batch(name)
     denominators, state = objective.denominators(examples), state_of(name, objective)
+    buffers = [leaf.unsafe_buffer_pointer() for leaf in jax.tree.leaves(state)]
+    assert len(set(buffers)) == len(buffers), "a step could not be given the state's buffers: two leaves share one"
     (_, _, first), _ = score(outputs, examples, denominators, state)
     chex.assert_trees_all_equal_shapes_and_dtypes(first, state)
     restored = jax.tree.map(lambda leaf: jnp.asarray(np.asarray(leaf)), first)

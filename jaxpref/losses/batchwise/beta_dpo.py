@@ -25,8 +25,7 @@ class BetaDpoAux(NamedTuple):
 
 def beta_dpo_state() -> BetaDpoState:
     """The state before the first batch."""
-    zero = jnp.zeros((), jnp.result_type(float))
-    return BetaDpoState(zero, zero)
+    return BetaDpoState(*(jnp.zeros((), jnp.result_type(float)) for _ in BetaDpoState._fields))
 
 
 def beta_dpo_loss(

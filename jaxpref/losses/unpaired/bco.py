@@ -16,19 +16,18 @@ class BcoState(NamedTuple):
         delta: scalar, the shift after the last batch; 0 before the first.
         count: scalar, examples (``running_mean``) or batches (pairs) that the mean has seen.
         class_means: ``[2]``, moving averages of the rewards of undesirable and of desirable responses.
-        class_seen: ``[2]`` bool, whether there were any.
+        class_counts: ``[2]``, how many of them there were.
     """
 
     delta: jax.Array
     count: jax.Array
     class_means: jax.Array
-    class_seen: jax.Array
+    class_counts: jax.Array
 
 
 def bco_state() -> BcoState:
     """The state before the first batch, for :func:`bco_loss`, :func:`bco_pair_loss` and :func:`mpo_loss`."""
-    zero = jnp.zeros((), jnp.result_type(float))
-    return BcoState(zero, zero, jnp.zeros(2, zero.dtype), jnp.zeros(2, bool))
+    return BcoState(*(jnp.zeros(shape, jnp.result_type(float)) for shape in ((), (), 2, 2)))
 
 
 def density_ratio(prob_desirable: Array, labels: Array, lower: float, upper: float) -> jax.Array:
@@ -166,10 +165,8 @@ def _running_mean(state: BcoState, rewards: jax.Array, rows: jax.Array, count: j
 
 def _class_balanced(state: BcoState, rewards: jax.Array, rows: jax.Array, desirable: jax.Array, ema: float) -> BcoState:
     classes = jnp.stack([rows & ~desirable, rows & desirable])
-    present = jnp.any(classes, axis=-1)
     batch = jax.lax.stop_gradient(masked_mean(rewards, classes))
-    moved = jnp.where(state.class_seen, ema * state.class_means + (1 - ema) * batch, batch)
-    means = jnp.where(present, moved, state.class_means)
-    seen = state.class_seen | present
-    delta = jnp.sum(jnp.where(seen, means, 0)) / jnp.maximum(jnp.sum(seen), 1)
-    return state._replace(delta=delta, class_means=means, class_seen=seen)
+    moved = jnp.where(state.class_counts > 0, ema * state.class_means + (1 - ema) * batch, batch)
+    means = jnp.where(jnp.any(classes, axis=-1), moved, state.class_means)
+    counts = state.class_counts + floating(jnp.sum(classes, axis=-1))
+    return state._replace(delta=masked_mean(means, counts > 0), class_means=means, class_counts=counts)
