@@ -36,6 +36,7 @@ REQUIRED = [
 ]
 
 QLORA = ["qwix>=0.1.8"]
+TRL = ["trl==1.16.0"]  # what the losses are compared with, side by side
 TEST = [
     *QLORA,
     "hypothesis>=6.100",
@@ -75,6 +76,7 @@ setuptools.setup(
         "gcs": GCS,
         "logging": LOGGING,
         "qlora": QLORA,
+        "trl": TRL,
         # An accelerator's plugin belongs to the machine, so `all` leaves gpu out.
         "all": TEST + DOCS + GCS + LOGGING + QLORA,
     },

@@ -1,11 +1,12 @@
 """The frame of the command line: help, errors, overrides. What commands do is tested in the rooms that do it."""
 
+import pathlib
 import subprocess
 import sys
 
 import pytest
 
-from jaxpref import cli, objectives
+from jaxpref import cli, losses, objectives
 from jaxpref.commands import methods
 
 
@@ -119,6 +120,15 @@ def test_methods_by_feedback(capsys):
     assert cli.main(["methods", "--feedback=unpaired"]) == 0
     assert "kto" in capsys.readouterr().out
     assert "no feedback type 'pair'; did you mean 'pairs'?" in failure(capsys, "methods", "--feedback=pair")
+
+
+def test_the_page_of_methods_is_that_of_the_registry(capsys):
+    """After a change: ``jaxpref methods --markdown > docs/methods.md``."""
+    assert cli.main(["methods", "--markdown"]) == 0
+    page = pathlib.Path(__file__).parent.parent / "docs" / "methods.md"
+    assert capsys.readouterr().out == page.read_text()
+    assert all(hasattr(losses, row.function) for row in objectives.catalogue())
+    assert "leave out the name" in failure(capsys, "methods", "dpo", "--markdown")
 
 
 def test_a_closed_pipe_is_no_error():

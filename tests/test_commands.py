@@ -89,6 +89,26 @@ def test_eval_gives_the_numbers_of_the_run(pipeline, main, stage):
         assert measured[name] == pytest.approx(value, rel=1e-5, abs=1e-6), name
 
 
+@pytest.mark.slow
+def test_eval_reads_running_states_the_moved_reference_and_the_step(main, tmp_path):
+    (tmp_path / "config.py").write_text(
+        CONFIG.partition("def get_config")[0]
+        + """def get_config():
+    config = stage("unpaired", "bco")
+    config.model.name = "nano"
+    config.objectives.bco.beta = dict(schedule="linear", start=0.1, end=2.0, steps=2)
+    config.reference.kind = "moving"
+    config.optimizer.learning_rate = 0.01
+    return config
+"""
+    )
+    main("train", f"--config={tmp_path}/config.py", f"--workdir={tmp_path}/run")
+    measured = json.loads(main("eval", f"--workdir={tmp_path}/run"))
+    logged = {name: value for name, value in last(tmp_path / "run").items() if name.startswith("heldout/")}
+    assert logged["heldout/loss/bco"] != pytest.approx(np.log(2), abs=1e-4)
+    assert measured == pytest.approx(logged, rel=1e-5, abs=1e-6)
+
+
 def test_trap_66_eval_does_not_depend_on_the_batch(pipeline, main):
     whole = json.loads(main("eval", f"--workdir={pipeline}/run/sft"))
     ragged = json.loads(main("eval", f"--workdir={pipeline}/run/sft", "--config.batch.examples=5"))

@@ -42,7 +42,8 @@ def run(options: argparse.Namespace) -> None:
             precompute.fill_run(parts, evaluations, range(0), say)
             parts = parts._replace(reference=None)
         params = checkpoints.load_params(folder, parts.shapes.params, step=options.step)
-        state = parts.state._replace(params=params, average=())
+        beside = checkpoints.load_beside(folder, parts.shapes, step=options.step)
+        state = parts.state._replace(params=params, average=(), **beside)
         results = {}
         for evaluation in evaluations:
             results |= heldout.run(evaluation, parts, state)

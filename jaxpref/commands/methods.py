@@ -13,6 +13,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     """Options of the command."""
     parser.add_argument("name", nargs="?", help="show everything about one method")
     parser.add_argument("--feedback", metavar="TYPE", help="only methods for this type of feedback, for example pairs")
+    parser.add_argument("--markdown", action="store_true", help="the whole catalogue as a page (docs/methods.md)")
 
 
 def run(options: argparse.Namespace) -> None:
@@ -20,6 +21,11 @@ def run(options: argparse.Namespace) -> None:
     from jaxpref import objectives
 
     rows = {row.name: row for row in objectives.catalogue()}
+    if options.markdown:
+        if options.name or options.feedback:
+            raise UserError("--markdown writes the whole catalogue; leave out the name and --feedback.")
+        print(document(list(rows.values())), end="")
+        return
     if options.name:
         print(page(_known(options.name, rows, "method")), end="")
         return
@@ -48,6 +54,43 @@ def page(row) -> str:
     notes = textwrap.wrap(row.disagreements, 108)
     lines += [f"  {'' if n else 'note':9} {line}" for n, line in enumerate(notes)]
     return "\n".join(lines) + "\n"
+
+
+def document(rows) -> str:
+    """The catalogue as a Markdown page: a table of contents, and a section for each method, by type of feedback."""
+    lines = [
+        "# Methods",
+        "",
+        f"The {len(rows)} methods that a config can name, from the registry (`jaxpref methods --markdown`). Each is a",
+        "pure function of `jaxpref.losses`, whose docstring gives shapes, domains and the variant that it is.",
+    ]
+    for feedback in sorted({row.feedback for row in rows}):
+        chosen = [row for row in rows if row.feedback == feedback]
+        lines += ["", f"**{feedback}**: {', '.join(f'[`{row.name}`](#{row.name})' for row in chosen)}"]
+    for row in sorted(rows, key=lambda row: (row.feedback, row.name)):
+        lines += ["", *_section(row)]
+    return "\n".join(lines) + "\n"
+
+
+def _section(row) -> list[str]:
+    fields = ", ".join(f"{name}={value!r}" for name, value in row.defaults.items())
+    lines = [
+        f"## {row.name}",
+        "",
+        f"[{row.title}]({row.url})",
+        "",
+        f"    {row.formula}",
+        "",
+        f"- config: `objectives.config({row.name!r}{', ' if fields else ''}{fields})`",
+        f"- function: `losses.{row.function}`",
+        f"- learns from {row.feedback}; reads {', '.join(f'`{need}`' for need in row.needs)}"
+        + (f"; fields of a row: {', '.join(f'`{side}`' for side in row.sides)}" if row.sides else ""),
+    ]
+    if row.coupled:
+        lines.append("- an example's gradient depends on the whole batch, which it sees whatever the micro-batches")
+    if row.stateful:
+        lines.append("- carries a running state, which checkpoints hold")
+    return [*lines, f"- {row.disagreements}"] if row.disagreements else lines
 
 
 def _known(name: str, table: dict, what: str):

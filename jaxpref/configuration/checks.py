@@ -14,11 +14,18 @@ from jaxpref.errors import ConfigError, hint
 # What a config with stages reads beside them.
 SHARED = ("seed", "stages", "compare")
 
-REFERENCE_UNREAD = {"none": {"path", "cache"}, "frozen": {"cache"}, "cached": set(), "adapter_off": {"path", "cache"}}
+REFERENCE_MOVES = {"mode", "alpha", "every"}
+REFERENCE_UNREAD = {
+    "none": {"path", "cache"} | REFERENCE_MOVES,
+    "frozen": {"cache"} | REFERENCE_MOVES,
+    "cached": REFERENCE_MOVES,
+    "adapter_off": {"path", "cache"} | REFERENCE_MOVES,
+    "moving": {"cache"},
+}
 ADAPTER_UNREAD = {"none": {"rank", "alpha", "scaling", "targets", "base"}, "lora": set()}
 # Section -> the fields that decide what else it reads.
 CHOICES = {
-    "reference": ("kind",),
+    "reference": ("kind", "mode"),
     "adapter": ("kind",),
     "early_stop": ("metric",),
     "checkpoint.best": ("metric",),
@@ -138,6 +145,11 @@ def _check_run(built: Sections) -> None:
     for group in built.groups:
         if not (isinstance(group, tuple | list) and len(group) == 2 and isinstance(group[1], Mapping)):
             raise ConfigError(f"config.groups holds {group!r}; expected (regex, dict(lr_scale=, ...)).")
+    if built.reference.kind == "moving" and built.adapter.kind != "none":
+        raise ConfigError(
+            "config.reference.kind is 'moving', but an adapter is trained: a reference that follows the policy needs "
+            "the model's own weights; set config.adapter.kind='none', or the reference's kind to 'adapter_off'."
+        )
     if built.reference.kind == "adapter_off" and built.adapter.kind == "none":
         raise ConfigError(
             "config.reference.kind is 'adapter_off', but config.adapter.kind is 'none': there is no adapter to leave "
@@ -150,7 +162,7 @@ def _check_unread(built: Sections) -> None:
     """Raises for a field that is set although another field's choice leaves it unread."""
     packed = built.batch.layout.startswith("packed")
     unread = {
-        "reference": REFERENCE_UNREAD[built.reference.kind],
+        "reference": REFERENCE_UNREAD[built.reference.kind] | ({"alpha"} if built.reference.mode == "hard" else set()),
         "adapter": ADAPTER_UNREAD[built.adapter.kind],
         "early_stop": set() if built.early_stop.metric else {"mode", "patience"},
         "checkpoint.best": set() if built.checkpoint.best.metric else {"mode"},
@@ -162,5 +174,5 @@ def _check_unread(built: Sections) -> None:
         untouched = type(section)()
         for name in sorted(names):
             if getattr(section, name) != getattr(untouched, name):
-                choice = ", ".join(f"{n}={getattr(section, n)!r}" for n in CHOICES[where])
+                choice = ", ".join(f"{n}={getattr(section, n)!r}" for n in CHOICES[where] if n not in names)
                 raise ConfigError(f"config.{where}.{name} is set, but nothing reads it with {choice}; leave it out.")

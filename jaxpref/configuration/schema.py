@@ -74,9 +74,13 @@ class Batch:
 class Reference:
     """The model that objectives compare the policy with."""
 
-    kind: Literal["none", "frozen", "cached", "adapter_off"] = "none"  # a copy, its log-probs on disk, or the bare base
+    # frozen: a copy; cached: its log-probs on disk; adapter_off: the bare base; moving: a copy that follows the policy
+    kind: Literal["none", "frozen", "cached", "adapter_off", "moving"] = "none"  # what kind of model it is
     path: str = ""  # where its parameters come from, as init_from; empty: the policy at step 0
     cache: str = ""  # folder of the cached log-probs; empty: in the run folder
+    mode: Literal["soft", "hard"] = "soft"  # how it moves: mixed with the policy, or replaced by it
+    alpha: float = number(0.6, least=0, most=1)  # the policy's share in a soft update
+    every: int = number(1, least=1)  # steps between updates
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -30,7 +30,7 @@ def _normalized(x: jax.Array, scale: jax.Array, epsilon: float, centred: bool) -
     """``scale * u``, where u is x, perhaps less its mean, over its root mean square.
 
     The gradient by x is ``(g * scale - mean(g * scale) - u * mean(g * scale * u)) / rms``, the middle term where x is
-    centred. Its means are products with ``scale``: on a CPU they take a tenth of the time of sums over the last axis.
+    centred: one pass over x, where automatic differentiation takes one for the root and one for each mean.
     """
     return _forward(x, scale, epsilon, centred)[0]
 
@@ -46,11 +46,10 @@ def _backward(epsilon, centred, residuals, cotangent):
     x, scale, centre, inverse = residuals
     unit = (x.astype(scale.dtype) - centre) * inverse
     by_scale = jnp.sum(cotangent * unit, axis=tuple(range(x.ndim - 1)))
-    mean = functools.partial(jnp.einsum, "...m,m->...", precision=jax.lax.Precision.HIGHEST)
-    weights = scale / scale.size
-    by_x = cotangent * scale - unit * mean(cotangent * unit, weights)[..., None]
+    scaled = cotangent * scale
+    by_x = scaled - unit * jnp.mean(scaled * unit, axis=-1, keepdims=True)
     if centred:
-        by_x = by_x - mean(cotangent, weights)[..., None]
+        by_x = by_x - jnp.mean(scaled, axis=-1, keepdims=True)
     return (by_x * inverse).astype(x.dtype), by_scale
 
 

@@ -67,9 +67,7 @@ def flops(program: Program, *, two_passes: bool) -> Flops:
     tokens = rows * (layout.length - layout.prompt)  # a prompt region never meets the vocabulary
     vocabulary = scored * tokens * 2 * model.config.width * model.config.vocab_size
     forward = layers + vocabulary
-    needed = forward * passes(
-        program.drawn.shapes.params, program.drawn.trainable, reference=program.reference is not None
-    )
+    needed = forward * passes(program.drawn.shapes.params, program.drawn.trainable, reference=program.compares)
     again = _recomputed(model, layers, rows * layout.length) + vocabulary + forward * two_passes
     return Flops(needed, needed + again)
 
@@ -108,7 +106,7 @@ def roofline(program: Program, counted: Flops, sent: float, held: int, where: Sl
     chip, model = where.chip, program.drawn.model
     weights = models.count(program.drawn.shapes.params["model"]) * model.dtype.itemsize
     weights /= program.drawn.mesh.shape["tensor"]
-    gathers = program.shape.micro_batches * (2 + (model.remat in RECOMPUTING) + (program.reference is not None))
+    gathers = program.shape.micro_batches * (2 + (model.remat in RECOMPUTING) + program.compares)
     memory_rate = chip.memory_rate / chip.devices
     return Roofline(
         compute=counted.hardware / (where.flops * where.chips),

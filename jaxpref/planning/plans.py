@@ -162,7 +162,7 @@ def _text(compiled) -> str:
 def _memory(made: Program, compiled, needed: int, where: slices.Slice) -> Memory:
     state, devices = made.drawn.shapes, where.chip.devices
     parameters, optimizer = (devices * floor.bytes_on_device(tree) for tree in (state.params, state.optimizer))
-    others = (state.objective, state.average, made.reference, made.batch)
+    others = (state.objective, state.average, state.reference, made.reference, made.batch)
     others = devices * floor.bytes_on_device(others)
     if compiled is None:
         temporaries = devices * needed

@@ -13,6 +13,7 @@ from jaxpref.objectives import inputs as arguments
 from jaxpref.objectives import registry
 from jaxpref.training import blueprint, costs, inputs, mesh, starting
 from jaxpref.training.reference import CHANNEL
+from jaxpref.training.state import reference_of
 
 
 class Program(NamedTuple):
@@ -31,6 +32,11 @@ class Program(NamedTuple):
     reference: Any
     step: Any
     batch: Any
+
+    @property
+    def compares(self) -> bool:
+        """Whether the step runs a reference's forward pass."""
+        return reference_of(self.drawn.shapes, self.reference) is not None
 
     def lower(self):
         """The step's program for the mesh's devices, ready to be compiled."""
@@ -59,7 +65,7 @@ def program(sections: Sections, devices: jax.sharding.Mesh) -> Program:
     cached = frozenset({CHANNEL}) if sections.reference.kind == "cached" else frozenset()
     steps = sections.train.steps or sections.optimizer.warmup_steps + 1  # without data, epochs say nothing
     drawn = blueprint.draw(sections, devices, model, objective, steps=steps)
-    step = blueprint.compile_step(drawn, shape.layout, cached=cached, decay=sections.ema.decay)
+    step = blueprint.compile_step(drawn, shape.layout, sections, cached=cached)
     references = {"frozen": drawn.shapes.params["model"], "adapter_off": models.adapters.OFF}
     reference = references.get(sections.reference.kind)
     return Program(drawn, shape, reference, step, _batch(shape, cached, devices))

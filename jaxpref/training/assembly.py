@@ -26,7 +26,7 @@ class Assembly(NamedTuple):
         inputs: the training data.
         machine: the devices, as shapes of batches suit them.
         state: the train state at step 0.
-        reference: the reference's parameters, ``adapters.OFF``, or None.
+        reference: the reference's parameters, ``adapters.OFF``, or None; one that moves is part of the state.
         cache: cached reference log-probs, or None.
         start: digest of the parameters that ``init_from`` gave; empty from scratch.
     """
@@ -72,7 +72,7 @@ class Assembly(NamedTuple):
 
     def compile_step(self):
         """The jitted train step ``(state, reference, key, batch) -> (state, metrics)``; the state is donated."""
-        return blueprint.compile_step(self, self.inputs.shape.layout, cached=self.cached, decay=self.sections.ema.decay)
+        return blueprint.compile_step(self, self.inputs.shape.layout, self.sections, cached=self.cached)
 
     def starts_at_reference(self) -> bool:
         """Whether policy and reference have equal parameters; an adapter is zero at step 0."""
@@ -80,7 +80,8 @@ class Assembly(NamedTuple):
             return True
         if self.cache is not None:
             return self.cache.parameters == digest(self.state.params["model"])
-        return self.reference is not None and digest(self.reference) == digest(self.state.params["model"])
+        reference = state.reference_of(self.state, self.reference)
+        return reference is not None and digest(reference) == digest(self.state.params["model"])
 
     def check_movement(self, before: Mapping[str, int], after: state.TrainState) -> None:
         """Raises TrainingError unless exactly the trainable leaves have moved since the digests ``before``."""
@@ -126,6 +127,8 @@ def assemble(
                 dtype=model.dtype.name,
                 keep=keep and jax.process_index() == 0,
             )
+        elif sections.reference.kind == "moving":
+            fresh, reference = fresh._replace(reference={"model": reference}), None
         start = digest(fresh.params["model"]) if source.kind != "scratch" else ""
     return Assembly(
         **drawn._asdict(),
@@ -162,7 +165,7 @@ def load_inputs(sections: Sections, devices: jax.sharding.Mesh, stages: epath.Pa
         starting.architecture(sections.model, source).config,
         devices,
         coupled=objective.coupled,
-        reference=sections.reference.kind in ("frozen", "adapter_off"),
+        reference=sections.reference.kind in ("frozen", "adapter_off", "moving"),
     )
     load = functools.partial(load_stream, sections, tokenizer=tokenizer, template=template, report=report)
     fed = inputs.make(

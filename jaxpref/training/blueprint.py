@@ -1,10 +1,11 @@
 """What a run compiles, drawn without a single array: the optimizer, and the shapes and places of the train state."""
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
 
-from jaxpref import models, objectives
+from jaxpref import losses, models, objectives
 from jaxpref.batch import Layout
 from jaxpref.training import mesh, offload, optimizers, starting, state
 
@@ -50,7 +51,12 @@ def draw(
     optimizer, learning_rate = optimizers.make(sections.optimizer, sections.groups, params, steps=steps)
     fresh = jax.eval_shape(
         lambda params, objective_state: state.create(
-            params, trainable, optimizer, objective_state, average=sections.ema.decay > 0
+            params,
+            trainable,
+            optimizer,
+            objective_state,
+            average=sections.ema.decay > 0,
+            reference={"model": params["model"]} if sections.reference.kind == "moving" else (),
         ),
         params,
         objective_state,
@@ -68,26 +74,36 @@ def draw(
 
 
 def create(drawn: Blueprint, params, objective_state) -> state.TrainState:
-    """The train state at step 0, made in its places."""
+    """The train state at step 0, made in its places, without a reference."""
 
     def make(params, objective_state):
         average = drawn.shapes.average != ()
         return state.create(params, drawn.trainable, drawn.optimizer, objective_state, average=average)
 
-    return jax.jit(make, out_shardings=_shardings(drawn.shapes))(params, objective_state)
+    return jax.jit(make, out_shardings=_shardings(drawn.shapes._replace(reference=())))(params, objective_state)
 
 
-def compile_step(drawn, layout: Layout, *, cached: frozenset[str], decay: float):
+def compile_step(drawn, layout: Layout, sections, *, cached: frozenset[str]):
     """The jitted train step ``(state, reference, key, batch) -> (state, metrics)``; the state is donated.
 
     Args:
         drawn: a :class:`Blueprint`, or anything with its fields.
         layout: static regions of a row.
+        sections: the checked config, which says what is averaged and which reference moves.
         cached: names of channels that travel with the examples.
-        decay: of the moving average of the parameters; 0 keeps none.
     """
+    moves, follow = sections.reference, None
+    if moves.kind == "moving":
+        follow = functools.partial(losses.update_reference, mode=moves.mode, alpha=moves.alpha, every=moves.every)
     step = state.make_step(
-        drawn.model, drawn.objective, drawn.optimizer, drawn.trainable, layout, cached=cached, decay=decay
+        drawn.model,
+        drawn.objective,
+        drawn.optimizer,
+        drawn.trainable,
+        layout,
+        cached=cached,
+        decay=sections.ema.decay,
+        follow=follow,
     )
     whole = jax.sharding.NamedSharding(drawn.mesh, jax.sharding.PartitionSpec())
     return jax.jit(step, donate_argnums=0, out_shardings=(_shardings(drawn.shapes), whole))

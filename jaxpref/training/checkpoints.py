@@ -16,6 +16,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
@@ -248,10 +249,31 @@ def load_params(run, target, *, below: str = "", step: int | None = None):
     Raises:
         CheckpointError: there is no such checkpoint, it is damaged, or it is of another architecture.
     """
+    return _load(run, target, f"params/{below}/" if below else "params/", step)
+
+
+def load_beside(run, shapes, *, step: int | None = None) -> dict[str, Any]:
+    """What evaluation reads of a stored train state beside the parameters: its step, running states, a moved reference.
+
+    Args:
+        run: run folder.
+        shapes: the train state's shapes, dtypes and shardings.
+        step: as in :func:`load_params`, which raises for the same reasons.
+
+    Returns:
+        Field of the train state -> its tree, where it has leaves.
+    """
+    step = _default_step(_absolute(run) / FOLDER) if step is None else step
+    trees_of = {name: getattr(shapes, name) for name in ("objective", "reference")}
+    kept = {name: tree for name, tree in trees_of.items() if jax.tree.leaves(tree)}
+    return {"step": jnp.asarray(step, jnp.int32)} | {n: _load(run, tree, f"{n}/", step) for n, tree in kept.items()}
+
+
+def _load(run, target, prefix: str, step: int | None):
+    """The part of a stored train state whose leaves' paths begin with ``prefix``; of parameters, their average."""
     folder = _absolute(run) / FOLDER
     step = _default_step(folder) if step is None else step
     where = f"checkpoint {step} in {folder}"
-    prefix = f"params/{below}/" if below else "params/"
     try:
         there = stored.read_meta(folder, step)["leaves"]
         described = {path.removeprefix(prefix): leaf for path, leaf in there.items() if path.startswith(prefix)}

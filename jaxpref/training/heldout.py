@@ -138,9 +138,10 @@ def score_all(evaluation: Evaluation, parts: Assembly, current: state.TrainState
     collected: dict[str, dict[str, list]] = {}
     states = {name: kept for name, kept in current.objective.items() if name in evaluation.objective.terms}
     params = state.averaged(current, parts.trainable)
+    reference = state.reference_of(current, parts.reference)
     for examples in evaluation.batches(seed):
         batch = place(evaluation, parts, examples)
-        outputs, metrics = evaluation.score(params, states, parts.reference, jax.random.key(seed), current.step, batch)
+        outputs, metrics = evaluation.score(params, states, reference, jax.random.key(seed), current.step, batch)
         for name, pair in metrics.items():
             totals[name] = totals.get(name, 0) + np.array([float(value) for value in pair])
         mask = batch.examples[evaluation.name].mask

@@ -28,6 +28,7 @@ from jaxpref.training import (
 )
 from jaxpref.training.arrivals import Arrivals
 from jaxpref.training.digest import leaf_digests
+from jaxpref.training.state import reference_of
 
 MOVEMENT_STEPS = 3  # by then every trainable leaf has moved
 
@@ -100,10 +101,11 @@ def run(config, workdir: str, *, dry_run: bool = False, stages: epath.Path | Non
         key = jax.random.key(sections.seed)
         digests = leaf_digests(state.params) if first == 0 else None
         writer = cleanup.enter_context(metrics.Writer(files.path, sections.log, first_step=first, keep=not dry_run))
+        compares = reference_of(state, parts.reference) is not None
         clock = throughput.Clock(
             parts.mesh,
             examples=sum(parts.inputs.sizes.values()),
-            passes=throughput.passes(state.params, parts.trainable, reference=parts.reference is not None),
+            passes=throughput.passes(state.params, parts.trainable, reference=compares),
         )
         forms = parts.objective.closed_forms(parts.inputs.batch(0).examples) if starts_at_reference else {}
 

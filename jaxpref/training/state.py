@@ -21,6 +21,7 @@ class TrainState(NamedTuple):
         optimizer: optax state of the trainable leaves.
         objective: running state of each term.
         average: exponential moving average of the trainable leaves in float32 at least (bfloat16 would stall), or ().
+        reference: ``{"model": ...}`` where the reference follows the policy, else ().
     """
 
     step: jax.Array
@@ -28,6 +29,12 @@ class TrainState(NamedTuple):
     optimizer: Any
     objective: Any
     average: Any
+    reference: Any = ()
+
+
+def reference_of(state: TrainState, fixed):
+    """The reference's parameters: the state's, where they move with the policy, else the ``fixed`` ones or None."""
+    return state.reference["model"] if state.reference != () else fixed
 
 
 def partition(tree, mask) -> tuple[Any, Any]:
@@ -43,7 +50,9 @@ def merge(trainable, frozen):
     return jax.tree.map(lambda a, b: b if a is None else a, trainable, frozen, is_leaf=lambda leaf: leaf is None)
 
 
-def create(params, mask, optimizer: optax.GradientTransformation, objective_state, *, average: bool) -> TrainState:
+def create(
+    params, mask, optimizer: optax.GradientTransformation, objective_state, *, average: bool, reference=()
+) -> TrainState:
     """A fresh state at step 0."""
     trainable, _ = partition(params, mask)
     return TrainState(
@@ -52,6 +61,7 @@ def create(params, mask, optimizer: optax.GradientTransformation, objective_stat
         optimizer=optimizer.init(trainable),
         objective=objective_state,
         average=jax.tree.map(trees.widen, trainable) if average else (),
+        reference=reference,
     )
 
 
@@ -69,7 +79,9 @@ def make_forward(model, layout: Layout, needs: frozenset[str], reference) -> Cal
     return lambda params, rows: models.channels(model, params, rows, layout, needs, reference=reference)
 
 
-def make_step(model, objective, optimizer, mask, layout: Layout, *, cached=frozenset(), decay: float = 0.0) -> Callable:
+def make_step(
+    model, objective, optimizer, mask, layout: Layout, *, cached=frozenset(), decay: float = 0.0, follow=None
+) -> Callable:
     """Builds the train step ``(state, reference, key, batch) -> (state, metrics)``, a pure function to be jitted.
 
     Args:
@@ -80,6 +92,7 @@ def make_step(model, objective, optimizer, mask, layout: Layout, *, cached=froze
         layout: static regions of a row.
         cached: names of channels that travel with the examples.
         decay: of the moving average of the parameters; 0 keeps none.
+        follow: ``(reference, policy, finished steps) -> reference`` of a reference that moves with the policy.
 
     The step's key is ``fold_in(key, step)``, so that a resumed run draws what the uninterrupted one would have drawn.
     Metrics are global ``(sum, count)`` pairs.
@@ -88,6 +101,7 @@ def make_step(model, objective, optimizer, mask, layout: Layout, *, cached=froze
     reads_vocabulary = not needs.isdisjoint(models.vocabulary.FUNCTIONS)
 
     def step(state: TrainState, reference, key, batch: Batch):
+        reference = reference_of(state, reference)
         forward = make_forward(model, layout, needs, reference)
         trainable, frozen = partition(state.params, mask)
         result, gradients = engine.gradient(
@@ -110,7 +124,10 @@ def make_step(model, objective, optimizer, mask, layout: Layout, *, cached=froze
         passes = throughput.passes(state.params, mask, reference=reference is not None)
         apart = dict.fromkeys(objective.partnered, forwards / passes)
         metrics |= throughput.workload(batch, layout, model.config, vocabulary=reads_vocabulary, apart=apart)
-        return TrainState(state.step + 1, merge(updated, frozen), moments, result.state, average), metrics
+        params, done, moved = merge(updated, frozen), state.step + 1, state.reference
+        if follow is not None:
+            moved = {"model": follow(reference, params["model"], done)}
+        return TrainState(done, params, moments, result.state, average, moved), metrics
 
     return step
 

@@ -15,7 +15,7 @@ import numpy as np
 import optax
 import pytest
 
-from jaxpref import objectives
+from jaxpref import configuration, objectives
 from jaxpref.data import layouts
 from jaxpref.objectives import objective, registry
 from jaxpref.training import mesh, precompute, state
@@ -70,6 +70,8 @@ OBJECTIVES = {
     "bradley_terry": terms(bradley_terry={}),
     "dpo + sft": terms(dpo=dict(weight=0.7), sft=dict(weight=dict(schedule="linear", start=0.5, end=0.1, steps=2))),
     "stateful": stateful,
+    "bco": terms(bco={}),
+    "aot, mpo": terms(aot={}, mpo={}),
 }
 WHOLE_MATRIX = ("dpo + sft", "kto", "bradley_terry")  # one pass, two passes, a head
 CASES = [Case(*case) for case in itertools.product(layouts.LAYOUTS, (False, True), (1, 8))]
@@ -108,7 +110,7 @@ def assemble(total, case: Case, dtype, *, cache=None, config="plain") -> Assembl
         fresh = state.create(params, trainable, optimizer, objective_state, average=False)
         fresh = jax.device_put(fresh, mesh.state_shardings(fresh, model, devices))
     given = dict(
-        sections=types.SimpleNamespace(ema=types.SimpleNamespace(decay=0.0)),
+        sections=configuration.Sections(),
         mesh=devices,
         model=model,
         inputs=types.SimpleNamespace(shape=shape),

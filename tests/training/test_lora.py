@@ -74,7 +74,7 @@ def take_steps(kind: str, case: Case, dtype=jnp.float64, *, cache=None, config="
         if kind == "cached":
             cache = ReferenceCache(cache, parameters=digest(reference), dtype=drawn.model.dtype.name)
             cached = frozenset({CHANNEL})
-        step = blueprint.compile_step(drawn, shape.layout, cached=cached, decay=0.0)
+        step = blueprint.compile_step(drawn, shape.layout, sections, cached=cached)
         for number in range(STEPS):
             streams = {"pairs": pairs(SIZE, number)}
             batch = layouts.plan(streams, shape)

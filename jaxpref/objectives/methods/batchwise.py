@@ -37,7 +37,7 @@ def _relative_rpo(
     return losses.relative_rpo_loss(*pair, where=where, beta=beta, diagonal_weight=diagonal_weight, variant="diagonal")
 
 
-_relative_rpo.__doc__ = losses.relative_rpo_loss.__doc__
+_relative_rpo.__name__, _relative_rpo.__doc__ = "relative_rpo_loss", losses.relative_rpo_loss.__doc__
 
 
 def _lcpo_at_reference(hyperparameters, side):
