@@ -138,11 +138,11 @@ def test_the_loop_ends_when_every_row_has_stopped(monkeypatch):
 
 
 def test_one_compilation_serves_all_prompt_lengths_of_a_bucket():
-    before = sampler._sample._cache_size()
+    sampler._sample.clear_cache()  # jit's caches share their room: what others compiled may go at any time
     for lengths in ((16, 2, 7), (1, 1, 1), (4, 15, 3)):
         generate(MODEL, PARAMS, prompts_of(*lengths), key=KEY, max_tokens=3, batch_size=3)
     generate(MODEL, PARAMS, prompts_of(2, 3, 4, 5, 6, 7, 8), key=jax.random.key(1), max_tokens=3, batch_size=3)
-    assert sampler._sample._cache_size() == before + 1
+    assert sampler._sample._cache_size() == 1
     assert [sampler.bucket(length) for length in (1, 16, 17, 32, 33)] == [16, 16, 32, 32, 64]
 
 

@@ -157,6 +157,8 @@ def test_a_broken_step_is_never_saved(tmp_path, monkeypatch, slow_results, every
     made = config()
     made.evals, made.log.every = {}, every
     del made.data.heldout
+    made.data.pairs.kind, made.objectives = "demonstrations", {"sft": objectives.config("sft", data="pairs")}
+    made.reference.kind, made.batch.layout = "none", "padded"  # the smallest step
     with pytest.raises(TrainingError, match="step 4: loss became NaN"):
         loop.run(made, str(tmp_path), say=lambda _: None)
     assert checkpoints.stored.complete_steps(tmp_path / checkpoints.FOLDER) == [2]
