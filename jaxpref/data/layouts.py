@@ -30,6 +30,7 @@ from jaxpref.batch import Batch, Examples, Layout, Rows
 from jaxpref.errors import ConfigError, DataError
 
 LAYOUTS = ("padded", "packed", "shared", "packed+shared")
+PER_RESPONSE = ("scores",)  # side inputs with a number for each response, of which examples may have fewer
 NOWHERE = np.int32(2**31 - 1)  # an index outside every batch: gathered as zero
 
 
@@ -204,7 +205,8 @@ def plan(streams: Mapping[str, Sequence[Any]], shape: BatchShape) -> Batch:
             _check(example, name, stream)
             examples[name].where[n] = True
             for key in stream.sides:
-                examples[name].side[key][n] = example.side[key]
+                place = (n, slice(len(example.responses))) if key in PER_RESPONSE else n
+                examples[name].side[key][place] = example.side[key]
     own, partners = pieces(streams, shape.streams)
     trained = _fill(rows, examples, own, shape, 0)
     count = _fill(rows, examples, partners, shape, trained) if partners else trained
@@ -258,13 +260,14 @@ def _empty_examples(stream: StreamShape) -> Examples:
         last=np.full(shape[:2], NOWHERE, np.int32),
         micro=np.zeros(shape[:1], np.int32),
         where=np.zeros(shape[:1], bool),
-        side={key: np.zeros(shape[:1], np.float32) for key in stream.sides},
+        side={key: np.zeros(shape[: 1 + (key in PER_RESPONSE)], np.float32) for key in stream.sides},
     )
 
 
 def _check(example: Any, name: str, stream: StreamShape) -> None:
     longest = max(len(response) for response in example.responses)
-    if len(example.responses) != stream.responses:
+    ragged = any(key in PER_RESPONSE for key in stream.sides)
+    if len(example.responses) > stream.responses or (len(example.responses) < stream.responses and not ragged):
         raise DataError(
             f"{example.origin}: {len(example.responses)} responses in stream {name!r}; expected {stream.responses}."
         )

@@ -6,7 +6,7 @@ kind             fields of a row
 demonstrations   ``messages`` or ``prompt``, ``completion``
 pairs            ``prompt``, ``chosen``, ``rejected``, or two Anthropic HH transcripts ``chosen``, ``rejected``
 unpaired         ``prompt``, ``completion``, ``label``, or ``messages``, ``label``
-ranked           ``prompt``, ``completions``, and ``scores`` or ``ranks`` (1 is best)
+ranked           ``prompt``, ``completions``, and ``scores`` or ``ranks`` (1 is best); read best first
 steps            ``prompt``, ``completions`` (or ``steps``), ``labels``; or ``prompt``, ``chosen``, ``rejected`` as
                  lists of steps, after the given ``steps`` where there are any
 prompts          ``prompt`` or ``messages``
@@ -236,10 +236,11 @@ def _ranked(row: Mapping) -> tuple[set[str], list[Record]]:
             f"field {name!r} is {fields.kind_of(row[name])}; expected {len(completions)} numbers, one a completion."
         )
     values = np.array([fields.number(value, name, float) for value in row[name]], np.float32)
-    responses = tuple(
-        _response({f"completions[{n}]": c}, f"completions[{n}]", prompt) for n, c in enumerate(completions)
-    )
-    return {*_prompt_fields(row), "completions", name}, [_record(prompt, *responses, side={name: values})]
+    responses = [_response({f"completions[{n}]": c}, f"completions[{n}]", prompt) for n, c in enumerate(completions)]
+    scores = values if name == "scores" else -values
+    best_first = np.argsort(-scores, kind="stable")
+    record = _record(prompt, *(responses[n] for n in best_first), side={"scores": scores[best_first]})
+    return {*_prompt_fields(row), "completions", name}, [record]
 
 
 def _steps(row: Mapping, separator: str) -> tuple[set[str], list[Record]]:

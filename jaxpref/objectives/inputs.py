@@ -2,7 +2,8 @@
 
 A loss is bound to a batch by the names of its arguments: a new one needs nothing here unless it reads something new.
 Of a pair, response 0 is the chosen and response 1 the rejected one; of an unpaired example, response 0 is its own and
-response 1 the mismatched one (another example's response under this example's prompt).
+response 1 the mismatched one (another example's response under this example's prompt). Of a ranked example there are as
+many responses as the longest list of the data has, the best first; arguments of its losses have them all, ``[N, K]``.
 """
 
 from collections.abc import Callable
@@ -36,7 +37,7 @@ class Input(NamedTuple):
 
     Attributes:
         read: reads it from a :class:`View`.
-        axes: its axes, of N examples and L tokens.
+        axes: its axes, of N examples, K responses and L tokens.
         needs: channels that it reads.
         sides: columns of side inputs that it reads.
         dtype: float, int or bool.
@@ -137,15 +138,42 @@ TABLE: dict[str, Input] = {
 }
 
 
-def read(name: str, view: View) -> jax.Array:
+def _all_sums(channel: str) -> Input:
+    return Input(lambda view: jnp.sum(view.outputs[channel], axis=-1), axes="NK", needs=frozenset({channel}))
+
+
+def _all_averages(view: View) -> jax.Array:
+    return jnp.sum(view.outputs["logps"], axis=-1) / jnp.maximum(lengths(view.examples), 1)
+
+
+def _scores(view: View) -> jax.Array:
+    return view.examples.side["scores"].astype(jnp.result_type(float))
+
+
+RANKED: dict[str, Input] = {
+    "logps": _all_sums("logps"),
+    "ref_logps": _all_sums("ref_logps"),
+    "avg_logps": Input(_all_averages, axes="NK", needs=frozenset({"logps"})),
+    "mask": Input(lambda view: lengths(view.examples) > 0, axes="NK", dtype=bool),
+    "rewards": Input(_scores, axes="NK", sides=("scores",)),
+    "where": TABLE["where"],
+}
+
+
+def table(feedback: str) -> dict[str, Input]:
+    """The arguments that losses on a type of feedback may have."""
+    return RANKED if feedback == "ranked" else TABLE
+
+
+def read(argument: Input, view: View) -> jax.Array:
     """Reads one argument; rows that do not count hold zeros, so that nothing in them reaches value or gradient."""
-    value, where = TABLE[name].read(view), view.valid
-    if TABLE[name].partner:
+    value, where = argument.read(view), view.valid
+    if argument.partner:
         value, where = jax.lax.stop_gradient(value), view.partners
     return jnp.where(where.reshape(-1, *(1,) * (value.ndim - 1)), value, jnp.zeros_like(value))
 
 
-def dummy(name: str) -> jax.ShapeDtypeStruct:
-    """Shape and type of an argument for two examples of three tokens."""
-    sizes = {"N": 2, "L": 3}
-    return jax.ShapeDtypeStruct(tuple(sizes[axis] for axis in TABLE[name].axes), jnp.result_type(TABLE[name].dtype))
+def dummy(argument: Input) -> jax.ShapeDtypeStruct:
+    """Shape and type of an argument for two examples of four responses of three tokens."""
+    sizes = {"N": 2, "K": 4, "L": 3}
+    return jax.ShapeDtypeStruct(tuple(sizes[axis] for axis in argument.axes), jnp.result_type(argument.dtype))

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxpref.batch import lengths
 from jaxpref.losses import scores
 from jaxpref.objectives.inputs import View
-from jaxpref.objectives.registry import FEEDBACK, Method
+from jaxpref.objectives.registry import Method
 
 Metrics = dict[str, tuple[jax.Array, jax.Array]]
 SIDES = ("chosen", "rejected")
@@ -31,6 +31,8 @@ def collect(
         metrics |= _pairs(method, arrays, hyperparameters, view.valid)
     if "labels" in arrays:
         metrics |= _by_label(method, arrays, hyperparameters, view.valid)
+    if method.feedback == "ranked":
+        metrics |= _ranked(method, view, arrays, hyperparameters)
     for field, value in aux._asdict().items() if aux is not None else ():
         pair = (value * count, count) if value.ndim == 0 else (_sum(value, view.valid), count)
         metrics[method.aux_metrics.get(field, field)] = pair
@@ -47,27 +49,47 @@ def _summed(name: str, array: jax.Array) -> jax.Array:
 
 
 def _by_response(method: Method, view: View) -> Metrics:
-    """Lengths, empty responses, and what the token channels say about each response."""
+    """Lengths, empty responses, and what the token channels say about each response, or about all of a ranked list."""
     where, tokens = view.valid, lengths(view.examples)
-    count = jnp.sum(where)
     empty = view.examples.where & ~where
     metrics = {"dropped_empty": (jnp.sum(empty, dtype=tokens.dtype), jnp.sum(view.examples.where))}
-    names = SIDES if method.feedback == "pairs" else ("response",)
+    columns = {"response": slice(0, 1)}
+    if method.feedback == "pairs":
+        columns = {name: slice(response, response + 1) for response, name in enumerate(SIDES)}
+    if method.feedback == "ranked":
+        columns = {"response": slice(None)}
     logps, ref_logps = view.outputs.get("logps"), view.outputs.get("ref_logps")
-    for response, name in enumerate(names):
-        metrics[f"length_{name}"] = _sum(tokens[:, response], where), count
+    squares, read = 0.0, 0
+    for name, place in columns.items():
+        present = where[:, None] & (tokens[:, place] > 0)
+        count = jnp.sum(present)
+        metrics[f"length_{name}"] = _sum(tokens[:, place], present), count
         if logps is not None:
-            total = jnp.sum(logps[:, response], axis=-1)
-            metrics[f"logps_{name}"] = _sum(total, where), count
-            metrics[f"token_logps_{name}"] = _sum(total, where), _sum(tokens[:, response], where)
+            total = jnp.sum(logps[:, place], axis=-1)
+            metrics[f"logps_{name}"] = _sum(total, present), count
+            metrics[f"token_logps_{name}"] = _sum(total, present), _sum(tokens[:, place], present)
         if ref_logps is not None:
-            shift = logps[:, response] - ref_logps[:, response]
-            metrics[f"displacement_{name}"] = _sum(jnp.sum(shift, axis=-1), where), count
+            shift = logps[:, place] - ref_logps[:, place]
+            metrics[f"displacement_{name}"] = _sum(jnp.sum(shift, axis=-1), present), count
+            squares, read = squares + _sum(jnp.sum(shift**2, axis=-1) / 2, present), read + count
     if ref_logps is not None:
-        read = list(FEEDBACK[method.feedback])
-        squares = jnp.sum((logps[:, read] - ref_logps[:, read]) ** 2, axis=(1, 2)) / 2
-        metrics["kl_estimate"] = _sum(squares, where), len(read) * count
+        metrics["kl_estimate"] = squares, read
     return metrics
+
+
+def _ranked(method: Method, view: View, arrays, hyperparameters) -> Metrics:
+    """Rewards of all responses, and how often the better of two has the higher one."""
+    present = view.valid[:, None] & (lengths(view.examples) > 0)
+    values = arrays["avg_logps"] if "avg_logps" in arrays else arrays["logps"] - arrays["ref_logps"]
+    values = hyperparameters.get(method.reward_scale, 1.0) * values
+    two = jnp.triu(jnp.ones((values.shape[1],) * 2, bool), 1) & present[:, :, None] & present[:, None, :]
+    if "rewards" in arrays:
+        two &= arrays["rewards"][:, :, None] > arrays["rewards"][:, None, :]
+    agree = values[:, :, None] > values[:, None, :]
+    return {
+        "reward": (_sum(values, present), jnp.sum(present)),
+        "ranking_accuracy": (_sum(agree, two), jnp.sum(two)),
+    }
 
 
 def rewards(method: Method, arrays: dict[str, jax.Array], hyperparameters: dict[str, Any], side: str) -> jax.Array:

@@ -171,7 +171,7 @@ def _build_term(name: str, fields: dict[str, Any]) -> Objective:
 
 def _check(place: str, method: registry.Method, weight: Any, hyperparameters: dict[str, Any]) -> None:
     """Traces the loss on dummy arrays at both ends of every schedule, so that its own domain checks speak."""
-    arrays = {name: inputs.dummy(name) for name in method.arguments if name in inputs.TABLE}
+    arrays = {name: inputs.dummy(argument) for name, argument in method.inputs.items()}
     if "key" in method.arguments:
         arrays["key"] = jax.random.key(0)
     try:
@@ -206,7 +206,7 @@ def bind(name: str, method: registry.Method, stream: str, weight: Any, hyperpara
         view = inputs.View(outputs, examples, valid(method, examples))
         absent = {"ref_logps": jnp.zeros_like(outputs["logps"])} if reference_free else {}
         read = view._replace(outputs=outputs | absent)
-        arrays = {argument: inputs.read(argument, read) for argument in _present(name, method, examples)}
+        arrays = {argument: inputs.read(source, read) for argument, source in _present(name, method, examples).items()}
         if method.partnered and "where" in arrays:
             # A row whose own response lies in another micro-batch still has a mismatched one.
             arrays["where"] |= view.partners
@@ -262,20 +262,19 @@ def counts(method: registry.Method, examples: Examples) -> dict[str, jax.Array]:
     return {unit: number.astype(jnp.result_type(float)) for unit, number in numbers.items()}
 
 
-def _present(term: str, method: registry.Method, examples: Examples) -> list[str]:
+def _present(term: str, method: registry.Method, examples: Examples) -> dict[str, inputs.Input]:
     """Arguments that can be bound: all but optional side inputs that the data does not have."""
-    names = []
-    for argument, required in method.arguments.items():
-        sides = inputs.TABLE[argument].sides if argument in inputs.TABLE else ()
-        lacking = [side for side in sides if side not in examples.side]
-        if lacking and required:
+    present = {}
+    for argument, source in method.inputs.items():
+        lacking = [side for side in source.sides if side not in examples.side]
+        if lacking and method.arguments[argument]:
             raise ConfigError(
                 f"config.objectives.{term} ({method.name}) needs the side input {lacking[0]!r}, which its data stream "
                 f"lacks; set config.objectives.{term}.data to a stream of {method.feedback} that has it in every row."
             )
-        if not lacking and argument in inputs.TABLE:
-            names.append(argument)
-    return names
+        if not lacking:
+            present[argument] = source
+    return present
 
 
 def _unpack(method: registry.Method, result: Any, state: Any) -> tuple[jax.Array, Any, Any]:

@@ -8,11 +8,11 @@ from typing import Any, NamedTuple
 from ml_collections import ConfigDict
 
 from jaxpref.errors import ConfigError
-from jaxpref.objectives.inputs import TABLE
+from jaxpref.objectives.inputs import Input, table
 from jaxpref.objectives.naming import known
 
 # Feedback type -> responses that an example must not lack. The default name of a data stream is its feedback type.
-FEEDBACK: dict[str, tuple[int, ...]] = {"demonstrations": (0,), "pairs": (0, 1), "unpaired": (0,)}
+FEEDBACK: dict[str, tuple[int, ...]] = {"demonstrations": (0,), "pairs": (0, 1), "unpaired": (0,), "ranked": (0, 1)}
 # Arguments of a loss that the objective itself provides.
 PROVIDED = ("state", "key")
 TERM_FIELDS = ("objective", "data", "weight")
@@ -45,8 +45,13 @@ class Method(NamedTuple):
         """Arrays that the objective can bind: name -> whether the loss requires it."""
         parameters = inspect.signature(self.loss).parameters.values()
         arrays = [p for p in parameters if p.kind is not p.KEYWORD_ONLY]
-        known_names = (*TABLE, *PROVIDED)
-        return {p.name: p.default is p.empty for p in arrays if p.name in known_names or p.default is p.empty}
+        names = (*table(self.feedback), *PROVIDED)
+        return {p.name: p.default is p.empty for p in arrays if p.name in names or p.default is p.empty}
+
+    @property
+    def inputs(self) -> dict[str, Input]:
+        """What is read for each argument that comes from the data or the model."""
+        return {name: table(self.feedback)[name] for name in self.arguments if name in table(self.feedback)}
 
     @property
     def defaults(self) -> dict[str, Any]:
@@ -61,17 +66,17 @@ class Method(NamedTuple):
     @property
     def needs(self) -> frozenset[str]:
         """Channels that the loss reads."""
-        return frozenset().union(*(TABLE[name].needs for name in self.arguments if name in TABLE))
+        return frozenset().union(*(argument.needs for argument in self.inputs.values()))
 
     @property
     def sides(self) -> frozenset[str]:
         """Columns of side inputs that the loss reads where the data has them."""
-        return frozenset().union(*(TABLE[name].sides for name in self.arguments if name in TABLE))
+        return frozenset().union(*(argument.sides for argument in self.inputs.values()))
 
     @property
     def partnered(self) -> bool:
         """Whether every example needs a mismatched response."""
-        return any(TABLE[name].partner for name in self.arguments if name in TABLE)
+        return any(argument.partner for argument in self.inputs.values())
 
 
 class Row(NamedTuple):
@@ -121,7 +126,7 @@ def register(
         loss: a function of ``jaxpref.losses`` that returns ``[N]``, or ``(values, aux NamedTuple)``; a stateful one
             takes ``state`` and returns ``(values, new_state)`` or ``(values, new_state, aux)``; one that draws takes
             ``key``.
-        feedback: ``demonstrations``, ``pairs`` or ``unpaired``.
+        feedback: ``demonstrations``, ``pairs``, ``unpaired`` or ``ranked``.
         title, url: of the paper that defines the method.
         formula: one line for the catalogue.
         disagreements: where published code and papers disagree, and which of them this is.
@@ -153,7 +158,7 @@ def register(
         raise ValueError(f"objective {name!r} is registered twice.")
     known(feedback, FEEDBACK, f"objective {name!r} has the feedback type", ValueError)
     for argument in method.arguments:
-        known(argument, (*TABLE, *PROVIDED), f"objective {name!r}: its loss has the argument", ValueError)
+        known(argument, (*table(feedback), *PROVIDED), f"objective {name!r}: its loss has the argument", ValueError)
     if ("state" in method.arguments) != (init_state is not None):
         raise ValueError(f"objective {name!r}: a loss with the argument 'state' needs init_state, and no other does.")
     if init_state is not None and not coupled:

@@ -9,7 +9,6 @@ from jaxpref import models, objectives
 from jaxpref.configuration import Sections
 from jaxpref.data import layouts
 from jaxpref.errors import ConfigError
-from jaxpref.objectives import inputs as arguments
 from jaxpref.objectives import registry
 from jaxpref.training import blueprint, costs, inputs, mesh, starting
 from jaxpref.training.reference import CHANNEL
@@ -79,7 +78,11 @@ def declared_shape(sections: Sections, objective: objectives.Total, machine: cos
     streams = {}
     for term in objective.terms.values():
         method = registry.METHODS[term.method]
-        required = [arguments.TABLE[n] for n, needed in method.arguments.items() if needed and n in arguments.TABLE]
+        if method.feedback == "ranked":
+            raise ConfigError(
+                f"a plan reads no data, so it cannot know how many responses the examples of {method.name!r} have."
+            )
+        required = [source for name, source in method.inputs.items() if method.arguments[name]]
         responses = 1 + (method.feedback == "pairs" or method.partnered)
         sides = tuple(sorted({side for read in required for side in read.sides}))
         before = streams.get(term.stream)

@@ -7,11 +7,12 @@ from ml_collections import ConfigDict
 
 from jaxpref import objectives
 from jaxpref.batch import Examples
-from jaxpref.objectives import inputs, registry
+from jaxpref.data.layouts import PER_RESPONSE
+from jaxpref.objectives import registry
 
 NAMES = [row.name for row in objectives.catalogue()]
 TOKENS = 5
-RESPONSES = {"demonstrations": 1, "pairs": 2, "unpaired": 2}
+RESPONSES = {"demonstrations": 1, "pairs": 2, "unpaired": 2, "ranked": 3}
 
 
 def responses(name):
@@ -30,6 +31,8 @@ def batch(name, *, examples=6, padding=2, seed=0, needs=None):
     method = registry.METHODS[name]
     where = np.arange(examples) < examples - padding
     sizes = rng.integers(1, TOKENS + 1, (examples, responses(name))) * where[:, None]
+    if method.feedback == "ranked":
+        sizes[0, -1] = 0  # lists may be of different lengths
     mask = np.arange(TOKENS) < sizes[..., None]
     outputs = {}
     for channel in sorted(method.needs if needs is None else needs):
@@ -41,9 +44,11 @@ def batch(name, *, examples=6, padding=2, seed=0, needs=None):
             outputs[channel] = rng.uniform(0.1, 1.0, mask.shape) * mask
     side = {"weight": np.ones(examples)} if method.per_example else {}
     for argument in method.arguments:
-        for column in inputs.TABLE[argument].sides if argument in inputs.TABLE else ():
+        for column in method.inputs[argument].sides if argument in method.inputs else ():
             whole = {bool: np.arange(examples) % 2 == 0, int: np.arange(examples) % 2}
-            side[column] = whole.get(inputs.TABLE[argument].dtype, rng.uniform(size=examples))
+            side[column] = whole.get(method.inputs[argument].dtype, rng.uniform(size=examples))
+            if column in PER_RESPONSE:
+                side[column] = -np.sort(-rng.uniform(size=(examples, responses(name))), axis=-1)
     if "prob_desirable" in side:  # odds on both sides of any bound, for either label
         side["prob_desirable"] = np.linspace(0.02, 0.98, examples)
     index = np.zeros(mask.shape, np.int32)

@@ -30,7 +30,7 @@ def arguments(data, *names):
     """Arrays of the rows that count."""
     outputs, examples = data
     view = inputs.View(outputs, examples, examples.where)
-    return [np.asarray(inputs.read(name, view))[np.asarray(examples.where)] for name in names]
+    return [np.asarray(inputs.read(inputs.TABLE[name], view))[np.asarray(examples.where)] for name in names]
 
 
 PAIR = ("chosen_logps", "rejected_logps", "ref_chosen_logps", "ref_rejected_logps")

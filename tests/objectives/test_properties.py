@@ -222,7 +222,8 @@ def test_trap_01_rewards_are_bitwise_zero_float32(name):
 @every_objective
 def test_trap_17_trap_28_wrong_shapes_raise(name):
     method = registry.METHODS[name]
-    arrays = {a: jnp.ones(inputs.dummy(a).shape, inputs.dummy(a).dtype) for a in method.arguments if a in inputs.TABLE}
+    shapes = {name: inputs.dummy(argument) for name, argument in method.inputs.items()}
+    arrays = {name: jnp.ones(shape.shape, shape.dtype) for name, shape in shapes.items()}
     provided = {"state": method.init_state(method.defaults)} if method.init_state is not None else {}
     provided |= {"key": jax.random.key(0)} if "key" in method.arguments else {}
     hyperparameters = method.of_loss(method.defaults)

@@ -24,3 +24,22 @@ register(
     disagreements="Calibrates by the chosen responses, as offline (sign -1); online takes samples and sign 1.",
     at_reference=lambda hyperparameters, side: math.log(2),
 )
+register(
+    "copg",
+    losses.copg_loss,
+    feedback="ranked",
+    title="Contrastive Policy Gradient: Aligning LLMs on sequence-level scores in a supervised-friendly fashion",
+    url="https://arxiv.org/abs/2406.19185",
+    formula="sum over pairs of responses of (difference of (score - beta log-ratio))^2 / 2 / (responses - 1)",
+    disagreements="The paper ascends the direction without the factor beta; a technical report leaves out the half.",
+)
+register(
+    "knowpat",
+    losses.knowpat_loss,
+    feedback="ranked",
+    title="Knowledgeable Preference Alignment for LLMs in Domain-specific Question Answering",
+    url="https://arxiv.org/abs/2311.06503",
+    formula="lam alignment + average NLL(best), the alignment of each response with all that rank below it",
+    disagreements="The alignment is divided by the number of responses - 1; the official code divides by 3 always.",
+    reward_scale="",
+)
