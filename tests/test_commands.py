@@ -96,7 +96,8 @@ def test_eval_reads_running_states_the_moved_reference_and_the_step(main, tmp_pa
         + """def get_config():
     config = stage("unpaired", "bco")
     config.model.name = "nano"
-    config.objectives.bco.beta = dict(schedule="linear", start=0.1, end=2.0, steps=2)
+    rising = dict(schedule="linear", start=0.1, end=2.0, steps=2)
+    config.objectives.bco = objectives.config("bco", beta=rising)
     config.reference.kind = "moving"
     config.optimizer.learning_rate = 0.01
     return config

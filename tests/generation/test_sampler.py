@@ -11,6 +11,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jaxpref import models
 from jaxpref.errors import ConfigError, DataError, ModelError
 from jaxpref.generation import generate, sampler
+from tests import compilations
 from tests.models.families import FAMILIES, LLAMA, build
 
 KEY = jax.random.key(7)
@@ -138,11 +139,12 @@ def test_the_loop_ends_when_every_row_has_stopped(monkeypatch):
 
 
 def test_one_compilation_serves_all_prompt_lengths_of_a_bucket():
-    sampler._sample.clear_cache()  # jit's caches share their room: what others compiled may go at any time
-    for lengths in ((16, 2, 7), (1, 1, 1), (4, 15, 3)):
-        generate(MODEL, PARAMS, prompts_of(*lengths), key=KEY, max_tokens=3, batch_size=3)
-    generate(MODEL, PARAMS, prompts_of(2, 3, 4, 5, 6, 7, 8), key=jax.random.key(1), max_tokens=3, batch_size=3)
-    assert sampler._sample._cache_size() == 1
+    sampler._sample.clear_cache()
+    with compilations.counted() as counts:
+        for lengths in ((16, 2, 7), (1, 1, 1), (4, 15, 3)):
+            generate(MODEL, PARAMS, prompts_of(*lengths), key=KEY, max_tokens=3, batch_size=3)
+        generate(MODEL, PARAMS, prompts_of(2, 3, 4, 5, 6, 7, 8), key=jax.random.key(1), max_tokens=3, batch_size=3)
+    assert counts["jit(_sample)"] == 1
     assert [sampler.bucket(length) for length in (1, 16, 17, 32, 33)] == [16, 16, 32, 32, 64]
 
 

@@ -106,8 +106,13 @@ def unpaired(count: int, seed: int = 0) -> list[Tokenized]:
     return order.with_partners(drawn, np.array([(0, n) for n in range(count)]), seed=seed)
 
 
-STREAMS = {"pairs": pairs, "demonstrations": demonstrations, "unpaired": unpaired}
-SIDES = {"pairs": ("margin", "weight"), "demonstrations": (), "unpaired": ("label",)}
+def unweighted(count: int, seed: int = 0) -> list[Tokenized]:
+    """The pairs without their weights."""
+    return [example._replace(side={"margin": example.side["margin"]}) for example in pairs(count, seed)]
+
+
+STREAMS = {"pairs": pairs, "unweighted": unweighted, "demonstrations": demonstrations, "unpaired": unpaired}
+SIDES = {"pairs": ("margin", "weight"), "unweighted": ("margin",), "demonstrations": (), "unpaired": ("label",)}
 
 
 def batch_shape(sizes: dict[str, int], case: Case, *, final: bool = False) -> layouts.BatchShape:

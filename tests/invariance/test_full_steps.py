@@ -22,6 +22,7 @@ from jaxpref.training import mesh, precompute, state
 from jaxpref.training.assembly import Assembly
 from jaxpref.training.digest import digest
 from jaxpref.training.reference import ReferenceCache
+from tests import compilations
 from tests.invariance.cases import (
     BASE,
     STREAMS,
@@ -34,8 +35,8 @@ from tests.invariance.cases import (
     shard,
 )
 
-SIZES = {"pairs": 8, "demonstrations": 12, "unpaired": 9}
-RAGGED = {"pairs": 5, "demonstrations": 9, "unpaired": 3}
+SIZES = {"pairs": 8, "unweighted": 8, "demonstrations": 12, "unpaired": 9}
+RAGGED = {"pairs": 5, "unweighted": 5, "demonstrations": 9, "unpaired": 3}
 # These say how examples lie in rows; flops/unique whether mismatched responses lie where they get a gradient.
 LAYOUT_METRICS = ("tokens/read", "tokens/context", "tokens/padding_share", "flops/read", "flops/unique")
 
@@ -71,7 +72,7 @@ OBJECTIVES = {
     "dpo + sft": terms(dpo=dict(weight=0.7), sft=dict(weight=dict(schedule="linear", start=0.5, end=0.1, steps=2))),
     "stateful": stateful,
     "bco": terms(bco={}),
-    "aot, mpo": terms(aot={}, mpo={}),
+    "aot, mpo": terms(aot=dict(data="unweighted"), mpo=dict(data="unweighted")),
 }
 WHOLE_MATRIX = ("dpo + sft", "kto", "bradley_terry")  # one pass, two passes, a head
 CASES = [Case(*case) for case in itertools.product(layouts.LAYOUTS, (False, True), (1, 8))]
@@ -133,7 +134,7 @@ def take_steps(name: str, case: Case, dtype, **options) -> Outcome:
     before, measured = jax.tree.map(np.array, parts.state.params), []
     step, current, shape = parts.compile_step(), parts.state, parts.inputs.shape
     reference = None if parts.cache is not None else parts.reference
-    with jax.set_mesh(parts.mesh):
+    with jax.set_mesh(parts.mesh), compilations.counted() as counts:
         for number, sizes in enumerate((SIZES, RAGGED)):
             streams = examples(parts.objective, sizes, number)
             batch = layouts.plan(streams, shape)
@@ -144,7 +145,7 @@ def take_steps(name: str, case: Case, dtype, **options) -> Outcome:
             assert batch.count > 1 or number == 1 or not case.several
             current, metrics = step(current, reference, jax.random.key(0), mesh.place_batch(batch, parts.mesh))
             measured.append(jax.tree.map(np.array, metrics))
-    assert step._cache_size() == 1
+    assert counts["jit(step)"] == 1
     assert int(current.step) == 2
     movement = jax.tree.map(lambda after, before: np.array(after) - before, current.params, before)
     return Outcome(measured, movement, jax.tree.map(np.array, current.objective))

@@ -137,7 +137,7 @@ def test_late_reading_writes_the_same_lines_and_checkpoints(tmp_path, monkeypatc
     assert {line["step"] for line in timed} == {2, 3, 4, 5, 6, 7}
 
 
-@pytest.mark.parametrize("every", [1, 100])
+@pytest.mark.parametrize("every", [pytest.param(1, marks=pytest.mark.slow), 100])
 def test_a_broken_step_is_never_saved(tmp_path, monkeypatch, slow_results, every):
     """Also when its metrics are not logged: step 4 gives NaN, and its checkpoint would be due."""
     compile_step = assembly.Assembly.compile_step

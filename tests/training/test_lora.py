@@ -187,6 +187,7 @@ def test_a_group_may_hold_a_factor_still():
     assert {path[-1] for path, keep in trees.leaves(drawn.trainable).items() if keep} == {"b"}
 
 
+@pytest.mark.slow
 def test_muon_takes_each_factor_as_a_matrix():
     drawn, base, _ = draw(section(name="muon", learning_rate=0.1))
     adapter = models.adapters.init(drawn.model, jax.random.key(0), rank=2, alpha=1.0)

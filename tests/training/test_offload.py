@@ -11,6 +11,7 @@ import pytest
 from jaxpref import configuration
 from jaxpref.errors import ConfigError
 from jaxpref.training import assembly, loop, metrics, offload, trees
+from tests import compilations
 from tests.training.test_loop import config
 
 
@@ -65,14 +66,14 @@ def test_bfloat16_parameters_train_without_another_compile(tmp_path, name, momen
     made.optimizer.momentum = 0.9 if name in ("sgd", "muon", "adafactor") else None
     parts = assembly.assemble(configuration.sections(made), str(tmp_path), report=quiet)
     kind = lambda tree: jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype, leaf.sharding), tree)  # noqa: E731
-    with jax.set_mesh(parts.mesh):
+    with jax.set_mesh(parts.mesh), compilations.counted() as counts:
         step, state = parts.compile_step(), parts.state
         before = kind(state)
         start = jax.tree.map(np.array, state.params["model"])
         for number in range(3):
             state, measured = step(state, parts.reference, jax.random.key(0), parts.place(number))
             assert np.isfinite(float(measured["loss"][0]))
-    assert step._cache_size() == 1
+    assert counts["jit(step)"] == 1
     assert kind(state) == before
     assert {leaf.dtype for leaf in jax.tree.leaves(state.params["model"])} == {jnp.dtype(jnp.bfloat16)}
     stored = {leaf.dtype.name for leaf in jax.tree.leaves(state.optimizer) if leaf.ndim > 1}

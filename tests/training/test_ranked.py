@@ -65,6 +65,7 @@ def test_the_best_response_comes_first_whatever_the_file_says(tmp_path):
     assert side.shape == (4, 4) and np.count_nonzero(side) == 10  # one score is zero
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("method", "kind"), [("copg", "frozen"), ("copg", "cached"), ("knowpat", "none")])
 def test_layouts_agree(tmp_path, method, kind):
     expected = two_steps(tmp_path / "padded", method, "padded", "frozen" if kind == "cached" else kind)
