@@ -41,7 +41,7 @@ def run(options: argparse.Namespace) -> None:
 def page(row) -> str:
     """A method of the catalogue as text."""
     fields = ", ".join(f"{name}={value!r}" for name, value in row.defaults.items())
-    traits = [trait for trait in ("coupled", "stateful") if getattr(row, trait)]
+    traits = [trait for trait in ("coupled", "stateful", "surrogate") if getattr(row, trait)]
     lines = [
         f"{row.name}: {row.title}",
         f"  {row.url}",
@@ -50,7 +50,7 @@ def page(row) -> str:
         f"  feedback  {row.feedback}",
         f"  needs     {', '.join(row.needs)}",
     ]
-    lines += [f"  {'batch':9} {', '.join(traits)}"] if traits else []
+    lines += [f"  {'traits':9} {', '.join(traits)}"] if traits else []
     notes = textwrap.wrap(row.disagreements, 108)
     lines += [f"  {'' if n else 'note':9} {line}" for n, line in enumerate(notes)]
     return "\n".join(lines) + "\n"
@@ -90,11 +90,12 @@ def _section(row) -> list[str]:
         lines.append("- an example's gradient depends on the whole batch, which it sees whatever the micro-batches")
     if row.stateful:
         lines.append("- carries a running state, which checkpoints hold")
+    if row.surrogate:
+        lines.append("- its value is a surrogate: factors of its gradient are constants, so that the value may rise")
     return [*lines, f"- {row.disagreements}"] if row.disagreements else lines
 
 
 def _known(name: str, table: dict, what: str):
-
     if name not in table:
         raise UserError(f"there is no {what} {name!r}; {hint(name, table)}")
     return table[name]

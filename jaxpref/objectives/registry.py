@@ -37,6 +37,7 @@ class Method(NamedTuple):
     state_hyperparameters: Mapping[str, Any] = MappingProxyType({})
     relevant: Mapping[str, Mapping[str, Any]] = MappingProxyType({})
     per_example: bool = True
+    surrogate: bool = False
     reference_free: Callable[[Mapping[str, Any]], bool] = lambda values: bool(values.get("reference_free"))
     reward: Callable[[Any, Any, Mapping[str, Any]], Any] | None = None
 
@@ -93,6 +94,7 @@ class Row(NamedTuple):
     formula: str
     coupled: bool
     stateful: bool
+    surrogate: bool
     disagreements: str
 
 
@@ -143,6 +145,7 @@ def register(
             ``state_hyperparameters``: names and defaults of hyperparameters that only ``init_state`` reads;
             ``relevant``: hyperparameter -> the values of others under which alone it changes anything;
             ``per_example``: False where the values do not belong to examples, so that examples cannot have weights;
+            ``surrogate``: True where descending the gradient need not lower the value, as factors of it are detached;
             ``reference_free``: ``hyperparameters -> bool``, whether they leave the reference out;
             ``reward``: ``(summed log-probabilities, lengths, hyperparameters) -> [N]``, the logged reward of a response
             without a reference, where it is not the scaled average; lengths are None if the loss does not read them.
@@ -205,6 +208,7 @@ def catalogue() -> list[Row]:
             formula=m.formula,
             coupled=m.coupled or m.partnered,
             stateful=m.init_state is not None,
+            surrogate=m.surrogate,
             disagreements=m.disagreements,
         )
         for _, m in sorted(METHODS.items())

@@ -35,6 +35,7 @@ register(
     url="https://arxiv.org/abs/2508.05629",
     formula="-sum p(token) log p(token) / number of tokens, p(token) constant",
     disagreements="Also called DFT, as discriminative fine-tuning is. Normalised as sft.",
+    surrogate=True,
     reduction=_sft_reduction,
 )
 register(
