@@ -15,7 +15,8 @@ pytestmark = pytest.mark.slow
 
 ANSWERS = [" red", " a blue door", " green!", " yellow and old", " black", " white as snow"]
 NUMBERS = {
-    "margin": [0.1, 0.5, 0.2], "tie": [False, True, False], "user_id": [0, 0, 0], "preference_strength": [0.9, 0.6, 0.8],
+    "margin": [0.1, 0.5, 0.2], "tie": [False, True, False], "user_id": [0, 0, 0],
+    "preference_strength": [0.9, 0.6, 0.8],
     "chosen_score": [2.0, 1.5, 0.5], "rejected_score": [1.0, -1.0, 0.0], "chosen_win_prob": [0.8, 0.9, 0.7],
     "rejected_win_prob": [0.3, 0.1, 0.2], "prob_desirable": [0.7, 0.4, 0.6],
 }  # fmt: skip
