@@ -29,6 +29,7 @@ REQUIRED = [
     "rax>=0.4",
     "rich>=13.7",
     "safetensors>=0.5",
+    "scipy>=1.13",
     "tensorflow-datasets>=4.9.9",
     "tokenizers>=0.21",
     "transformers>=4.57",

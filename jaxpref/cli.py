@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 
 from jaxpref import __version__
-from jaxpref.commands import convert, evaluate, generate, methods, plan, show_batch, train
+from jaxpref.commands import convert, evaluate, generate, methods, plan, reproduce, show_batch, train
 from jaxpref.errors import ConfigError, UserError, hint
 
 COMMANDS = {
@@ -22,6 +22,7 @@ COMMANDS = {
     "convert": convert,
     "show-batch": show_batch,
     "methods": methods,
+    "reproduce": reproduce,
 }
 USER_ERROR, INTERRUPTED = 2, 130
 

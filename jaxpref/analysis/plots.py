@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 
 from jaxpref.analysis.series import Curve
 from jaxpref.errors import DataError
+from jaxpref.evaluation import statistics
 from jaxpref.evaluation.statistics import Interval
 
 SIZE = (6.4, 3.4)  # inches
@@ -119,6 +120,51 @@ def frontier(
     return figure
 
 
+def bands(
+    x: Sequence[float],
+    curves: Mapping[str, np.ndarray],
+    *,
+    title: str,
+    xlabel: str,
+    ylabel: str,
+    log: str = "",
+    target: Sequence[float] | None = None,
+) -> Figure:
+    """Curves over ``x``, each the mean of seeds ``[S, X]`` with its 95 % interval (Student's t) as a band.
+
+    Args:
+        x: ``[X]``.
+        curves: name -> ``[S, X]``.
+        title, xlabel, ylabel: texts.
+        log: axes with a logarithmic scale: ``"x"``, ``"y"`` or ``"xy"``.
+        target: ``[X]``, what is ideal, drawn dashed.
+    """
+    with matplotlib.rc_context(STYLE):
+        figure, axes = _figure(title, xlabel, ylabel)
+        _scale(axes, log)
+        for name, values in curves.items():
+            middle = [statistics.student(column) for column in np.asarray(values, np.float64).T]
+            (line,) = axes.plot(x, [m.value for m in middle], label=name, linewidth=1.4, marker="o", markersize=3)
+            axes.fill_between(x, [m.low for m in middle], [m.high for m in middle], alpha=0.2, color=line.get_color())
+        if target is not None:
+            axes.plot(x, target, color="0.5", linestyle="--", linewidth=1, label="ideal")
+        axes.legend(fontsize=8)
+    return figure
+
+
+def groups(values: Mapping[str, Sequence[float]], *, title: str, xlabel: str, ylabel: str, log: str = "") -> Figure:
+    """One column for each condition: every seed a dot, their mean with its 95 % interval (Student's t) beside them."""
+    with matplotlib.rc_context(STYLE):
+        figure, axes = _figure(title, xlabel, ylabel)
+        _scale(axes, log)
+        for place, seeds in enumerate(values.values()):
+            mean, bar = _bar(statistics.student(np.asarray(seeds)))
+            axes.plot(np.full(len(seeds), place - 0.1), seeds, "o", color="0.6", markersize=3)
+            axes.errorbar([place + 0.1], [mean], yerr=bar, fmt="o", markersize=5, capsize=3)
+        axes.set_xticks(range(len(values)), list(values))
+    return figure
+
+
 def margins(values: Mapping[str, np.ndarray], *, title: str = "Margins", xlabel: str = "reward margin") -> Figure:
     """Distribution of per-example margins ``[N]`` of each model, on common bins, with a line at 0."""
     if not values or not all(np.size(value) for value in values.values()):
@@ -160,6 +206,13 @@ def _figure(title: str, xlabel: str, ylabel: str):
     axes.set_xlabel(xlabel)
     axes.set_ylabel(ylabel)
     return figure, axes
+
+
+def _scale(axes, log: str) -> None:
+    if "x" in log:
+        axes.set_xscale("log")
+    if "y" in log:
+        axes.set_yscale("log")
 
 
 def _bar(estimate: Interval | float) -> tuple[float, list | None]:

@@ -13,6 +13,7 @@ from statistics import NormalDist
 from typing import NamedTuple
 
 import numpy as np
+import scipy.stats
 
 from jaxpref.errors import DataError
 
@@ -70,6 +71,20 @@ def normal(values: np.ndarray, *, confidence: float = 0.95) -> Interval:
     half = _quantile(confidence) * float(values.std(ddof=1)) / math.sqrt(len(values))
     mean = float(values.mean())
     return Interval(mean, mean - half, mean + half, len(values), f"normal {confidence:.0%}")
+
+
+def student(values: np.ndarray, *, confidence: float = 0.95) -> Interval:
+    """``mean +- t * standard deviation / sqrt(n)`` with Student's t: of a few runs with different seeds, ``[N]``.
+
+    See *The Probable Error of a Mean* (https://doi.org/10.1093/biomet/6.1.1).
+    """
+    values = _vector(values)
+    if len(values) < 2:
+        raise DataError(f"A standard error needs at least two runs; found {len(values)}.")
+    _quantile(confidence)
+    half = scipy.stats.t.ppf(0.5 + confidence / 2, len(values) - 1) * values.std(ddof=1) / math.sqrt(len(values))
+    mean = float(values.mean())
+    return Interval(mean, mean - float(half), mean + float(half), len(values), f"Student's t {confidence:.0%}")
 
 
 def bootstrap(values: np.ndarray, *, confidence: float = 0.95, draws: int = 2000, seed: int = 0) -> Interval:
