@@ -92,14 +92,34 @@ def descend(
     Returns:
         ``(parameters, records [steps, ...])``; records are the loss before every step where nothing is watched.
     """
+    params, _, records = descend_with_state(
+        lambda params, state: (loss(params), state), start, (), steps=steps, learning_rate=learning_rate, watch=watch
+    )
+    return params, records
+
+
+def descend_with_state(
+    loss: Callable[[Any, Any], tuple[jax.Array, Any]],
+    start: Any,
+    state: Any,
+    *,
+    steps: int,
+    learning_rate: Any = 0.1,
+    watch: Callable[[Any], Any] | None = None,
+) -> tuple[Any, Any, Any]:
+    """:func:`descend` for a loss with a running state: ``(parameters, state) -> (scalar, new state)``.
+
+    Returns:
+        ``(parameters, state, records [steps, ...])``, the state after the last step.
+    """
     optimizer = optax.adam(learning_rate)
 
     def step(carry, _):
-        params, moments = carry
-        value, gradients = jax.value_and_grad(loss)(params)
+        params, moments, state = carry
+        (value, state), gradients = jax.value_and_grad(loss, has_aux=True)(params, state)
         updates, moments = optimizer.update(gradients, moments)
         params = optax.apply_updates(params, updates)
-        return (params, moments), value if watch is None else watch(params)
+        return (params, moments, state), value if watch is None else watch(params)
 
-    (params, _), records = jax.lax.scan(step, (start, optimizer.init(start)), length=steps)
-    return params, records
+    (params, _, state), records = jax.lax.scan(step, (start, optimizer.init(start), state), length=steps)
+    return params, state, records

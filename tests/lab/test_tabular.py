@@ -48,3 +48,11 @@ def test_descent_is_watched_after_every_step():
     assert records.shape == (50,) and records[-1] == params[0] and records[0] == pytest.approx(0.9, abs=1e-5)
     _, values = tabular.descend(lambda x: jnp.sum(x**2), jnp.ones(2), steps=3)
     assert values[0] == 2.0
+
+
+def test_a_running_state_is_handed_from_step_to_step():
+    loss = lambda x, count: (jnp.sum(x**2) + count, count + 1)  # noqa: E731
+    params, count, values = tabular.descend_with_state(loss, jnp.ones(2), 0, steps=3)
+    assert count == 3 and values[0] == 2.0
+    stateless, _ = tabular.descend(lambda x: jnp.sum(x**2), jnp.ones(2), steps=3)
+    np.testing.assert_array_equal(params, stateless)
