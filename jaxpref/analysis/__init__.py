@@ -1,5 +1,15 @@
-"""Looking at runs: curves read back, figures, tables, and the report page."""
+"""Looking at runs: curves read back, figures, tables, the report page, and which pairs displace likelihood."""
 
-from jaxpref.analysis import plots, report, series, tables
+from jaxpref.analysis import ches, plots, report, series, tables
+from jaxpref.analysis.ches import ches_filter, ches_score, displacement_toy
 
-__all__ = ["plots", "report", "series", "tables"]
+__all__ = [
+    "ches",
+    "ches_filter",
+    "ches_score",
+    "displacement_toy",
+    "plots",
+    "report",
+    "series",
+    "tables",
+]

@@ -72,6 +72,13 @@ def optimum(log_reference: jax.Array, rewards: jax.Array, beta: Any) -> jax.Arra
     return jax.nn.log_softmax(log_reference + rewards / beta)
 
 
+def best_of(probabilities: jax.Array, rewards: jax.Array, count: int) -> jax.Array:
+    """Probabilities ``[K]`` of the response with the highest reward among as many draws."""
+    order = jnp.argsort(rewards)
+    cumulative = jnp.concatenate([jnp.zeros(1), jnp.cumsum(probabilities[order])])
+    return jnp.zeros_like(probabilities).at[order].set(jnp.diff(cumulative**count))
+
+
 def descend(
     loss: Callable[[Any], jax.Array],
     start: Any,

@@ -11,12 +11,14 @@ import batchwise  # noqa: E402
 import cases  # noqa: E402
 import evaluation  # noqa: E402
 import gradients  # noqa: E402
+import lab  # noqa: E402
 import likelihood  # noqa: E402
 import multiple  # noqa: E402
 import pairwise  # noqa: E402
 import reference_free  # noqa: E402
 import reward  # noqa: E402
 import sampled  # noqa: E402
+import scored  # noqa: E402
 import stability  # noqa: E402
 
 GROUPS = {
@@ -27,9 +29,11 @@ GROUPS = {
     evaluation: evaluation.NAMES,
     stability: ("stability_log1mexp", "stability_logsigmoid"),
     gradients: gradients.NAMES,
+    lab: lab.NAMES,
     likelihood: likelihood.NAMES,
     multiple: multiple.NAMES,
     sampled: sampled.NAMES,
+    scored: scored.NAMES,
 }
 SUPPORTED = {name: group for group, names in GROUPS.items() for name in names}
 
