@@ -1,6 +1,7 @@
 """Records to token examples: rendered by a template, tokenised, cut to length, and counted."""
 
 import dataclasses
+import itertools
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
@@ -82,17 +83,20 @@ def tokenise(
     jobs, places = [], []
     for origin, record in group:
         try:
-            prompt = template.prompt(record.prompt)
-            answers = [_answer(template, record.prompt, response) for response in record.responses]
+            texts = record.prompts or (record.prompt,)
+            prompts = [template.prompt(text) for text in texts]
+            answers = [_answer(template, *both) for both in zip(itertools.cycle(texts), record.responses, strict=False)]
         except DataError as error:
             ledger.bad(origin, error)
             continue
         places.append((origin, record, len(jobs)))
-        jobs += [(prompt, False), *((spans, any(span.text for span in prompt)) for spans in answers)]
+        jobs += [(prompt, False) for prompt in prompts]
+        for prompt, answer in zip(itertools.cycle(prompts), answers, strict=False):
+            jobs.append((answer, any(span.text for span in prompt)))
     encoded = templates.encode(tokenizer, jobs)
     examples = []
     for origin, record, first in places:
-        parts = encoded[first : first + 1 + len(record.responses)]
+        parts = encoded[first : first + (len(record.prompts) or 1) + len(record.responses)]
         try:
             example = _assemble(origin, record, parts, tokenizer, template, rule, ledger)
         except DataError as error:
@@ -122,16 +126,18 @@ def _answer(template: Template, prompt: records.Text, response: Any) -> list[Spa
 def _assemble(
     origin, record: Record, parts, tokenizer: Tokenizer, template: Template, rule: Lengths, ledger: Ledger
 ) -> Tokenized | None:
-    (prompt, _, _), *answers = parts
-    if template.bos and prompt[:1] != [tokenizer.bos_id]:
-        prompt = [tokenizer.bos_id, *prompt]
-    _check_beginning(prompt, answers, tokenizer)
-    if not _fits(prompt, answers, rule, ledger):
+    count, bos = len(record.prompts) or 1, [tokenizer.bos_id]
+    written, answers = [ids for ids, *_ in parts[:count]], parts[count:]
+    if template.bos:
+        written = [ids if ids[:1] == bos else bos + ids for ids in written]
+    for prompt in written:
+        _check_beginning(prompt, answers, tokenizer)
+    if not _fits(max(written, key=len), answers, rule, ledger):
         return None
     cuts = Counter()
-    prompt = _cut_prompt(prompt, rule, prompt[0] == tokenizer.bos_id, cuts)
-    responses = tuple(_cut(ids, rule.response, rule.response_keep) for ids, *_ in answers)
-    masks = tuple(_cut(mask, rule.response, rule.response_keep) for _, mask, _ in answers)
+    prompts = [_cut_prompt(prompt, rule, prompt[:1] == bos, cuts) for prompt in written]
+    responses = [_cut(ids, rule.response, rule.response_keep) for ids, *_ in answers]
+    masks = [_cut(mask, rule.response, rule.response_keep) for _, mask, _ in answers]
     for ids, *_ in answers:
         if rule.response and len(ids) > rule.response:
             lost = " (and lost its end-of-sequence token)" if rule.response_keep == "start" else ""
@@ -139,21 +145,42 @@ def _assemble(
     if not all(map(any, masks)):
         ledger.dropped["no target token left"] += 1
         return None
-    if len(responses) == 2 and responses[0] == responses[1]:
-        whole = answers[0][0] == answers[1][0]
+    if (record.prompts or len(responses) == 2) and _repeated(prompts, responses):
+        whole = _repeated(written, [ids for ids, *_ in answers])
         ledger.dropped["identical responses" if whole else "identical responses after truncation"] += 1
         return None
+    prompt, side, shown = prompts[0], record.side, {"prompt": _shown(record.prompt)}
+    if record.prompts:
+        prompt, own = _split_first(prompts)
+        responses = [before + ids for before, ids in zip(own, responses, strict=True)]
+        masks = [[True] * len(before) + mask for before, mask in zip(own, masks, strict=True)]
+        side = side | {"prompt_lengths": np.array([len(before) for before in own], np.float32)}
+        shown = {"prompts": tuple(map(_shown, record.prompts))}
     ledger.truncated.update(cuts)
     return Tokenized(
         np.array(prompt, np.int32),
         tuple(np.array(ids, np.int32) for ids in responses),
         tuple(np.array(mask, bool) for mask in masks),
-        record.side,
+        side,
         origin,
-        record.meta
-        | {"prompt": _shown(record.prompt), "responses": tuple(map(_shown, record.responses))}
-        | _step_ends(record, answers, rule),
+        record.meta | shown | {"responses": tuple(map(_shown, record.responses))} | _step_ends(record, answers, rule),
     )
+
+
+def _repeated(prompts: list[list[int]], responses: list[list[int]]) -> bool:
+    """Whether the same response stands twice under the same prompt."""
+    distinct = {tuple(map(tuple, both)) for both in zip(itertools.cycle(prompts), responses, strict=False)}
+    return len(distinct) < len(responses)
+
+
+def _split_first(prompts: list[list[int]]) -> tuple[list[int], list[list[int]]]:
+    """The one token with which prompts of their own begin, which nothing predicts, and the rest of each."""
+    if len({prompt[0] for prompt in prompts}) > 1:
+        raise DataError(
+            "the prompts begin with different tokens, of which the first has no probability, and the tokenizer puts no "
+            "beginning-of-sequence token before them; expected one, or another tokenizer.template, which begins alike."
+        )
+    return prompts[0][:1], [prompt[1:] for prompt in prompts]
 
 
 def _check_beginning(prompt: list[int], answers, tokenizer: Tokenizer) -> None:

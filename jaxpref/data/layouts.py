@@ -30,7 +30,8 @@ from jaxpref.batch import Batch, Examples, Layout, Rows
 from jaxpref.errors import ConfigError, DataError
 
 LAYOUTS = ("padded", "packed", "shared", "packed+shared")
-PER_RESPONSE = ("scores",)  # side inputs with a number for each response, of which examples may have fewer
+# Side inputs with a number for each response, of which examples may have fewer.
+PER_RESPONSE = ("scores", "prompt_lengths")
 NOWHERE = np.int32(2**31 - 1)  # an index outside every batch: gathered as zero
 
 

@@ -7,6 +7,9 @@ demonstrations   ``messages`` or ``prompt``, ``completion``
 pairs            ``prompt``, ``chosen``, ``rejected``, or two Anthropic HH transcripts ``chosen``, ``rejected``
 unpaired         ``prompt``, ``completion``, ``label``, or ``messages``, ``label``
 ranked           ``prompt``, ``completions``, and ``scores`` or ``ranks`` (1 is best); read best first
+joint            ``chosen_prompt``, ``chosen``, ``rejected_prompt``, ``rejected``; or ``response`` in the place of both
+                 responses; or a row of pairs
+crossed          ``hi_prompt``, ``lo_prompt``, ``chosen``, ``rejected``: both responses under both prompts
 steps            ``prompt``, ``completions`` (or ``steps``), ``labels``; or ``prompt``, ``chosen``, ``rejected`` as
                  lists of steps, after the given ``steps`` where there are any
 prompts          ``prompt`` or ``messages``
@@ -16,8 +19,9 @@ Every prompt and response is a string or a list of messages. A file of pairs als
 response), as unpaired data (two rows a pair) and as prompts.
 """
 
+import itertools
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -26,7 +30,7 @@ from jaxpref.data import fields
 from jaxpref.data.fields import Message, Text
 from jaxpref.errors import DataError
 
-KINDS = ("demonstrations", "pairs", "unpaired", "ranked", "steps", "prompts")
+KINDS = ("demonstrations", "pairs", "unpaired", "ranked", "joint", "crossed", "steps", "prompts")
 HUMAN, ASSISTANT = "\n\nHuman:", "\n\nAssistant:"
 
 # Numbers that objectives may read; a row's other fields go to ``meta``.
@@ -39,6 +43,8 @@ SIDES = {
     "pairs": tuple(name for name in NUMBERS if name != "prob_desirable"),
     "unpaired": ("weight", "user_id", "prob_desirable"),
     "ranked": ("weight", "user_id"),
+    "joint": ("weight", "user_id"),
+    "crossed": ("weight", "user_id"),
     "steps": ("weight", "user_id"),
     "prompts": (),
 }
@@ -73,6 +79,7 @@ class Record(NamedTuple):
         side: numbers that objectives read.
         meta: the row's free fields.
         dropped: why a well-formed row is of no use; empty for a useful one.
+        prompts: of each response, where responses have prompts of their own; ``prompt`` is empty then.
     """
 
     prompt: Text
@@ -80,6 +87,7 @@ class Record(NamedTuple):
     side: dict[str, Any]
     meta: dict[str, Any]
     dropped: str = ""
+    prompts: tuple[Text, ...] = ()
 
 
 def parse(kind: str, row: Any, *, step_separator: str = "\n") -> list[Record]:
@@ -243,6 +251,27 @@ def _ranked(row: Mapping) -> tuple[set[str], list[Record]]:
     return {*_prompt_fields(row), "completions", name}, [record]
 
 
+def _joint(row: Mapping) -> tuple[set[str], list[Record]]:
+    """A response under its prompt against another one, or the same, under another prompt."""
+    if row.keys().isdisjoint(("chosen_prompt", "rejected_prompt")):
+        used, (pair,) = _pair(row)
+        return used, [pair._replace(prompt="", prompts=(pair.prompt,) * 2)]
+    responses = ("response",) * 2 if "response" in row and "chosen" not in row else ("chosen", "rejected")
+    return _under_own_prompts(row, zip(("chosen_prompt", "rejected_prompt"), responses, strict=True))
+
+
+def _crossed(row: Mapping) -> tuple[set[str], list[Record]]:
+    return _under_own_prompts(row, itertools.product(("hi_prompt", "lo_prompt"), ("chosen", "rejected")))
+
+
+def _under_own_prompts(row: Mapping, names: Iterable[tuple[str, str]]) -> tuple[set[str], list[Record]]:
+    """A record of responses with prompts of their own, by the names of both."""
+    names = list(names)
+    prompts = tuple(_prompt(row, name) for name, _ in names)
+    responses = [_response(row, name, prompt) for (_, name), prompt in zip(names, prompts, strict=True)]
+    return {name for both in names for name in both}, [_record("", *responses)._replace(prompts=prompts)]
+
+
 def _steps(row: Mapping, separator: str) -> tuple[set[str], list[Record]]:
     prompt = _prompt(row)
     if not isinstance(prompt, str):
@@ -282,6 +311,8 @@ _READERS = {
     "pairs": _pair,
     "unpaired": _unpaired,
     "ranked": _ranked,
+    "joint": _joint,
+    "crossed": _crossed,
     "prompts": _prompts,
 }
 
@@ -302,10 +333,11 @@ def _prompt_fields(row: Mapping) -> list[str]:
     return ["prompt"] if "prompt" in row else [name] if (name := _messages_field(row)) else []
 
 
-def _prompt(row: Mapping) -> Text:
-    if not _prompt_fields(row):
-        raise fields.missing(row, "prompt")
-    (name,) = _prompt_fields(row)
+def _prompt(row: Mapping, name: str = "") -> Text:
+    """The prompt in the field of a name, or in that of whichever name prompts have."""
+    name = name or next(iter(_prompt_fields(row)), "prompt")
+    if name not in row:
+        raise fields.missing(row, name)
     if isinstance(row[name], str):
         return fields.text(row[name], name)
     turns = fields.messages(row[name], name)

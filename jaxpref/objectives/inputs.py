@@ -4,6 +4,8 @@ A loss is bound to a batch by the names of its arguments: a new one needs nothin
 Of a pair, response 0 is the chosen and response 1 the rejected one; of an unpaired example, response 0 is its own and
 response 1 the mismatched one (another example's response under this example's prompt). Of a ranked example there are as
 many responses as the longest list of the data has, the best first; arguments of its losses have them all, ``[N, K]``.
+Where responses have prompts of their own, these are the responses' first tokens, targets too: joint examples have two
+such responses, the chosen first; crossed ones four, both of a pair under the prompt ``hi``, then under ``lo``.
 """
 
 from collections.abc import Callable
@@ -14,6 +16,8 @@ import jax.numpy as jnp
 
 from jaxpref.batch import Examples, lengths
 from jaxpref.losses import wpo_weights
+
+PROMPT_LENGTHS = "prompt_lengths"  # side input: tokens of each response that are its own prompt's
 
 
 class View(NamedTuple):
@@ -160,9 +164,44 @@ RANKED: dict[str, Input] = {
 }
 
 
+def scored(view: View, *, prompts: bool) -> View:
+    """The view in which only the responses' own prompts count, or only what comes after them."""
+    places = jnp.arange(view.examples.mask.shape[-1])
+    mask = view.examples.mask & ((places < view.examples.side[PROMPT_LENGTHS][..., None]) == prompts)
+    outputs = {channel: jnp.where(mask, values, 0) for channel, values in view.outputs.items()}
+    return view._replace(outputs=outputs, examples=view.examples._replace(mask=mask))
+
+
+def _part(channel: str, response: int, *, prompts: bool = False) -> Input:
+    whole = _sums(channel, response)
+    return whole._replace(read=lambda view: whole.read(scored(view, prompts=prompts)), sides=(PROMPT_LENGTHS,))
+
+
+JOINT: dict[str, Input] = {
+    "chosen_logps": _part("logps", 0),
+    "rejected_logps": _part("logps", 1),
+    "ref_chosen_logps": _part("ref_logps", 0),
+    "ref_rejected_logps": _part("ref_logps", 1),
+    "chosen_prompt_logps": _part("logps", 0, prompts=True),
+    "rejected_prompt_logps": _part("logps", 1, prompts=True),
+    "ref_chosen_prompt_logps": _part("ref_logps", 0, prompts=True),
+    "ref_rejected_prompt_logps": _part("ref_logps", 1, prompts=True),
+}
+CROSSED: dict[str, Input] = {
+    "hi_chosen_logps": _part("logps", 0),
+    "hi_rejected_logps": _part("logps", 1),
+    "hi_ref_chosen_logps": _part("ref_logps", 0),
+    "hi_ref_rejected_logps": _part("ref_logps", 1),
+    "lo_chosen_logps": _part("logps", 2),
+    "lo_rejected_logps": _part("logps", 3),
+    "lo_ref_chosen_logps": _part("ref_logps", 2),
+    "lo_ref_rejected_logps": _part("ref_logps", 3),
+}
+
+
 def table(feedback: str) -> dict[str, Input]:
     """The arguments that losses on a type of feedback may have."""
-    return RANKED if feedback == "ranked" else TABLE
+    return {"ranked": RANKED, "joint": JOINT, "crossed": CROSSED}.get(feedback, TABLE)
 
 
 def read(argument: Input, view: View) -> jax.Array:

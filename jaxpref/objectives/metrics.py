@@ -7,11 +7,12 @@ import jax.numpy as jnp
 
 from jaxpref.batch import lengths
 from jaxpref.losses import scores
-from jaxpref.objectives.inputs import View
+from jaxpref.objectives.inputs import PROMPT_LENGTHS, View, scored
 from jaxpref.objectives.registry import Method
 
 Metrics = dict[str, tuple[jax.Array, jax.Array]]
 SIDES = ("chosen", "rejected")
+RESPONSES = {"pairs": SIDES, "joint": SIDES, "crossed": ("hi_chosen", "hi_rejected", "lo_chosen", "lo_rejected")}
 
 
 def collect(
@@ -22,13 +23,20 @@ def collect(
     Rewards are the implicit ones of the loss: scale x log-ratio (per token where the loss is reference-free and reads
     lengths), or a reward head's scores. ``accuracy`` compares rewards, ``ranking_accuracy`` raw log-probabilities, both
     strictly. ``displacement`` is the shift of summed log-probabilities against the reference; ``kl_estimate`` half the
-    squared token log-ratio summed over a response, which is zero only where policy and reference agree.
+    squared token log-ratio summed over a response, which is zero only where policy and reference agree. Tokens of the
+    responses' own prompts count in all of this where the loss reads them.
     """
     count = jnp.sum(view.valid)
+    if PROMPT_LENGTHS in method.sides and not any(name.endswith("prompt_logps") for name in arrays):
+        view = scored(view, prompts=False)
     metrics = _by_response(method, view)
     arrays = {name.replace("token_logps", "logps"): _summed(name, array) for name, array in arrays.items()}
-    if method.feedback == "pairs":
+    of_prompts = {name.replace("prompt_", ""): array for name, array in arrays.items() if name.endswith("prompt_logps")}
+    arrays |= {name: arrays[name] + array for name, array in of_prompts.items()}
+    if method.feedback in ("pairs", "joint"):
         metrics |= _pairs(method, arrays, hyperparameters, view.valid)
+    if method.feedback == "crossed":
+        metrics |= _crossed(method, arrays, hyperparameters, view.valid)
     if "labels" in arrays:
         metrics |= _by_label(method, arrays, hyperparameters, view.valid)
     if method.feedback == "ranked":
@@ -53,9 +61,8 @@ def _by_response(method: Method, view: View) -> Metrics:
     where, tokens = view.valid, lengths(view.examples)
     empty = view.examples.where & ~where
     metrics = {"dropped_empty": (jnp.sum(empty, dtype=tokens.dtype), jnp.sum(view.examples.where))}
-    columns = {"response": slice(0, 1)}
-    if method.feedback == "pairs":
-        columns = {name: slice(response, response + 1) for response, name in enumerate(SIDES)}
+    names = RESPONSES.get(method.feedback, ("response",))
+    columns = {name: slice(response, response + 1) for response, name in enumerate(names)}
     if method.feedback == "ranked":
         columns = {"response": slice(None)}
     logps, ref_logps = view.outputs.get("logps"), view.outputs.get("ref_logps")
@@ -122,6 +129,18 @@ def _pairs(method: Method, arrays, hyperparameters, where) -> Metrics:
     else:
         metrics["ranking_accuracy"] = _sum(arrays["chosen_logps"] > arrays["rejected_logps"], where), count
     return metrics
+
+
+def _crossed(method: Method, arrays, hyperparameters, where) -> Metrics:
+    """The margins of a pair under two prompts, and how often the one that should be larger is."""
+    arrays = {name.replace("hi_ref_", "ref_hi_").replace("lo_ref_", "ref_lo_"): v for name, v in arrays.items()}
+    each = {name: rewards(method, arrays, hyperparameters, name) for name in RESPONSES["crossed"]}
+    high, low = (each[f"{prompt}_chosen"] - each[f"{prompt}_rejected"] for prompt in ("hi", "lo"))
+    raw = [arrays[f"{prompt}_chosen_logps"] - arrays[f"{prompt}_rejected_logps"] for prompt in ("hi", "lo")]
+    values = {f"reward_{name}": reward for name, reward in each.items()}
+    values |= {"margin_hi": high, "margin_lo": low, "margin": high - low}
+    values |= {"accuracy": high > low, "ranking_accuracy": raw[0] > raw[1]}
+    return {name: (_sum(value, where), jnp.sum(where)) for name, value in values.items()}
 
 
 def _by_label(method: Method, arrays, hyperparameters, where) -> Metrics:

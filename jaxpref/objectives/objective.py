@@ -264,6 +264,14 @@ def counts(method: registry.Method, examples: Examples) -> dict[str, jax.Array]:
 
 def _present(term: str, method: registry.Method, examples: Examples) -> dict[str, inputs.Input]:
     """Arguments that can be bound: all but optional side inputs that the data does not have."""
+    own, number = inputs.PROMPT_LENGTHS in examples.side, examples.mask.shape[1]
+    of_method = inputs.PROMPT_LENGTHS in method.sides, len(registry.FEEDBACK[method.feedback])
+    if (own or of_method[0]) and (own, number) != of_method:
+        raise ConfigError(
+            f"config.objectives.{term} ({method.name}) learns from {method.feedback}, but an example of its data "
+            f"stream has {number} responses under {'prompts of their own' if own else 'one prompt'}; set "
+            f"config.objectives.{term}.data to a stream of kind {method.feedback!r}."
+        )
     present = {}
     for argument, source in method.inputs.items():
         lacking = [side for side in source.sides if side not in examples.side]

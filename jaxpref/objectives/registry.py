@@ -8,11 +8,14 @@ from typing import Any, NamedTuple
 from ml_collections import ConfigDict
 
 from jaxpref.errors import ConfigError
-from jaxpref.objectives.inputs import Input, table
+from jaxpref.objectives.inputs import PROMPT_LENGTHS, Input, table
 from jaxpref.objectives.naming import known
 
 # Feedback type -> responses that an example must not lack. The default name of a data stream is its feedback type.
-FEEDBACK: dict[str, tuple[int, ...]] = {"demonstrations": (0,), "pairs": (0, 1), "unpaired": (0,), "ranked": (0, 1)}
+FEEDBACK: dict[str, tuple[int, ...]] = {
+    "demonstrations": (0,), "pairs": (0, 1), "unpaired": (0,), "ranked": (0, 1), "joint": (0, 1),
+    "crossed": (0, 1, 2, 3),
+}  # fmt: skip
 # Arguments of a loss that the objective itself provides.
 PROVIDED = ("state", "key")
 TERM_FIELDS = ("objective", "data", "weight")
@@ -128,7 +131,7 @@ def register(
         loss: a function of ``jaxpref.losses`` that returns ``[N]``, or ``(values, aux NamedTuple)``; a stateful one
             takes ``state`` and returns ``(values, new_state)`` or ``(values, new_state, aux)``; one that draws takes
             ``key``.
-        feedback: ``demonstrations``, ``pairs``, ``unpaired`` or ``ranked``.
+        feedback: one of ``FEEDBACK``.
         title, url: of the paper that defines the method.
         formula: one line for the catalogue.
         disagreements: where published code and papers disagree, and which of them this is.
@@ -203,7 +206,7 @@ def catalogue() -> list[Row]:
             url=m.url,
             feedback=m.feedback,
             needs=tuple(sorted(m.needs)),
-            sides=tuple(sorted(m.sides)),
+            sides=tuple(sorted(m.sides - {PROMPT_LENGTHS})),  # which no row has, but every joint one gets
             defaults=m.defaults,
             formula=m.formula,
             coupled=m.coupled or m.partnered,

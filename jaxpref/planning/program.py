@@ -10,6 +10,7 @@ from jaxpref.configuration import Sections
 from jaxpref.data import layouts
 from jaxpref.errors import ConfigError
 from jaxpref.objectives import registry
+from jaxpref.objectives.inputs import PROMPT_LENGTHS
 from jaxpref.training import blueprint, costs, inputs, mesh, starting
 from jaxpref.training.reference import CHANNEL
 from jaxpref.training.state import reference_of
@@ -83,14 +84,15 @@ def declared_shape(sections: Sections, objective: objectives.Total, machine: cos
                 f"a plan reads no data, so it cannot know how many responses the examples of {method.name!r} have."
             )
         required = [source for name, source in method.inputs.items() if method.arguments[name]]
-        responses = 1 + (method.feedback == "pairs" or method.partnered)
+        responses = len(registry.FEEDBACK[method.feedback]) + method.partnered
         sides = tuple(sorted({side for read in required for side in read.sides}))
+        own = length.prompt - 1 if PROMPT_LENGTHS in sides else 0  # tokens of prompts that lie before each response
         before = streams.get(term.stream)
         streams[term.stream] = layouts.StreamShape(
             examples=int(batch.streams.get(term.stream, batch.examples)),
             responses=max(responses, before.responses if before else 1),
-            prompt=length.prompt,
-            response=length.response,
+            prompt=length.prompt - own,
+            response=length.response + own,
             sides=sides if before is None else tuple(sorted({*sides, *before.sides})),
             partnered=method.partnered or (before is not None and before.partnered),
         )

@@ -11,7 +11,7 @@ import pyarrow.parquet
 import pytest
 import zstandard
 
-from jaxpref.data import load_stream
+from jaxpref.data import KINDS, load_stream
 from jaxpref.errors import DataError
 
 PAGE = (pathlib.Path(__file__).parents[2] / "docs" / "data-formats.md").read_text()
@@ -40,7 +40,7 @@ def folder(tmp_path, monkeypatch, byte):
 
 
 def test_trap_50_the_page_has_three_rows_of_every_kind():
-    assert {kind for kind, _, _ in RECORDS} == {"demonstrations", "pairs", "unpaired", "ranked", "steps", "prompts"}
+    assert {kind for kind, _, _ in RECORDS} == set(KINDS)
     assert all(len(rows.strip().splitlines()) == 3 for _, _, rows in RECORDS)
 
 
@@ -54,7 +54,7 @@ def test_trap_50_documented_records_are_read(kind, name, rows, template, byte, f
 
 def test_a_file_of_pairs_serves_other_kinds(byte, folder):
     for name in ("pairs.jsonl", "chats.jsonl", "transcripts.jsonl"):
-        for kind, examples in {"demonstrations": 3, "unpaired": 6, "prompts": 3}.items():
+        for kind, examples in {"demonstrations": 3, "unpaired": 6, "joint": 3, "prompts": 3}.items():
             assert len(load_stream({"kind": kind, "path": name}, byte)) == examples
 
 

@@ -12,7 +12,7 @@ from jaxpref.objectives import registry
 
 NAMES = [row.name for row in objectives.catalogue()]
 TOKENS = 5
-RESPONSES = {"demonstrations": 1, "pairs": 2, "unpaired": 2, "ranked": 3}
+RESPONSES = {"demonstrations": 1, "pairs": 2, "unpaired": 2, "ranked": 3, "joint": 2, "crossed": 4}
 
 
 def responses(name):
@@ -49,6 +49,8 @@ def batch(name, *, examples=6, padding=2, seed=0, needs=None):
             side[column] = whole.get(method.inputs[argument].dtype, rng.uniform(size=examples))
             if column in PER_RESPONSE:
                 side[column] = -np.sort(-rng.uniform(size=(examples, responses(name))), axis=-1)
+    if "prompt_lengths" in side:  # 0, up to the whole response
+        side["prompt_lengths"] = np.floor(rng.uniform(size=sizes.shape) * (sizes + 1))
     if "prob_desirable" in side:  # odds on both sides of any bound, for either label
         side["prob_desirable"] = np.linspace(0.02, 0.98, examples)
     index = np.zeros(mask.shape, np.int32)

@@ -248,7 +248,9 @@ def test_trap_26_metrics_agree_with_the_loss_and_each_other(name):
         chex.assert_shape([total, count], ())
     numbers = ratios(metrics)
     assert numbers["loss"] == pytest.approx(float(value), rel=1e-12)
-    if "margin" in numbers:
+    if "margin_hi" in numbers:
+        assert numbers["margin"] == pytest.approx(numbers["margin_hi"] - numbers["margin_lo"], rel=1e-9)
+    elif "margin" in numbers:
         assert numbers["margin"] == pytest.approx(numbers["reward_chosen"] - numbers["reward_rejected"], rel=1e-9)
     if "accuracy" in numbers:
         alone = [restrict(examples, jnp.arange(6) == row) for row in range(5)]

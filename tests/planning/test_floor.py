@@ -47,6 +47,11 @@ def test_shared_pairs_compute_the_prompt_once_and_responses_that_see_all_of_it()
     assert floor.flops(made, two_passes=False).model == pytest.approx(3 * PAIRS * each)
 
 
+def test_prompts_of_their_own_lie_before_their_responses():
+    (stream,) = program_of("shared", "mapl_inter", reference_kind="cached").shape.streams.values()
+    assert (stream.responses, stream.prompt, stream.response) == (4, 1, PROMPT - 1 + RESPONSE)
+
+
 def test_recomputation_counts_as_hardware_flops_only():
     plain, full = program_of(), program_of(model_remat="full")
     tokens = 2 * PAIRS * (PROMPT + RESPONSE - 1)

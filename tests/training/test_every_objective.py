@@ -32,6 +32,8 @@ def rows(method: registry.Method) -> list[dict]:
             "pairs": {"chosen": first, "rejected": second},
             "unpaired": {"completion": first, "label": n != 1},
             "ranked": {"completions": [first, second, " none"][: 3 - n % 2], "scores": [1.0, 0.25, -1.0][: 3 - n % 2]},
+            "joint": {"chosen_prompt": "Go:", "rejected_prompt": "Stay:", "response": first},
+            "crossed": {"hi_prompt": "Go:", "lo_prompt": "Stay:", "chosen": first, "rejected": second},
         }[method.feedback]
         numbers = {name: values[n] for name, values in NUMBERS.items() if name in method.sides}
         made.append({"prompt": f"Door {n}:", **fields, **numbers})

@@ -2,6 +2,7 @@
 
 from jaxpref.objectives.methods import (
     batchwise,
+    joint,
     likelihood,
     pairwise,
     reference_free,
@@ -11,4 +12,14 @@ from jaxpref.objectives.methods import (
     unpaired,
 )
 
-__all__ = ["batchwise", "likelihood", "pairwise", "reference_free", "references", "reward", "sampled", "unpaired"]
+__all__ = [
+    "batchwise",
+    "joint",
+    "likelihood",
+    "pairwise",
+    "reference_free",
+    "references",
+    "reward",
+    "sampled",
+    "unpaired",
+]
