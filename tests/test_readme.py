@@ -30,7 +30,8 @@ def test_the_config_example_is_a_valid_config():
     exec(blocks("python")[1], names)  # noqa: S102
     from jaxpref import configuration
 
-    assert configuration.sections(names["get_config"]()).reference.kind == "cached"
+    stages = dict(configuration.stages(names["get_config"]()))
+    assert configuration.sections(stages["dpo"]).reference.kind == "cached"
 
 
 def test_every_method_is_listed():

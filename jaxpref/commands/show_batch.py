@@ -20,13 +20,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--step", type=int, default=0, metavar="N", help="which batch (default: the first)")
     add("--examples", type=int, default=4, metavar="N", help="examples of each data stream (default: %(default)s)")
     add("--stage", default="", metavar="NAME", help="of a config with stages (default: the first)")
-    add("--workdir", default="", metavar="D", help="run folder of the pipeline, where earlier stages lie")
+    add("--workdir", default="", metavar="D", help="run folder of the pipeline with its earlier stages (default: untrained)")
     add("--color", choices=COLOURS, default="auto", help="auto: on a terminal (default: %(default)s)")
 
 
 def run(options: argparse.Namespace) -> None:
     """Shows a batch."""
-
     from jaxpref import configuration
     from jaxpref.data import show
     from jaxpref.training import assembly, mesh, starting
@@ -35,9 +34,10 @@ def run(options: argparse.Namespace) -> None:
     stages = dict(configuration.stages(config))
     if options.stage and options.stage not in stages:
         raise ConfigError(f"--stage={options.stage}: no such stage; {hint(options.stage, stages)}")
+    folder = starting.expand(options.workdir) if options.workdir else None
     if stages:
         config = stages[options.stage or next(iter(stages))]
-    folder = starting.expand(options.workdir) if options.workdir else None
+        config = config if folder else untrained(config, stages)
     sections = configuration.sections(config)
     loaded = assembly.load_inputs(sections, mesh.make_mesh(sections.mesh), folder, say)
     if not 0 <= options.step < loaded.inputs.steps:
@@ -45,6 +45,18 @@ def run(options: argparse.Namespace) -> None:
     colour = options.color == "always" or (options.color == "auto" and sys.stdout.isatty())
     batch = loaded.inputs.batch(options.step)
     print(show.batch(batch, loaded.tokenizer, limit=options.examples, colour=colour), end="")
+
+
+def untrained(config, stages):
+    """The config of a stage as if no stage before it had moved any weight: it starts where the first of them does."""
+    earlier = stages.get(config.init_from.removeprefix("stage:"))
+    if earlier is None:
+        return config
+    earlier, begun = untrained(earlier, stages), config.copy_and_resolve_references()
+    begun.init_from, begun.model = earlier.init_from, earlier.model
+    begun.tokenizer.path = config.tokenizer.path or earlier.tokenizer.path
+    begun.tokenizer.template = config.tokenizer.template or earlier.tokenizer.template
+    return begun
 
 
 def say(line: str) -> None:
