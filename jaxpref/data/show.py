@@ -45,7 +45,7 @@ def batch(planned: Batch, tokenizer: Tokenizer, *, limit: int | None = None, col
     pieces = [("title", size), ("note", f", {padding_share(planned):.1%} padding"), ("prompt", "\n")]
     for stream, found in planned.examples.items():
         for n in np.flatnonzero(found.where)[:limit]:
-            numbers = {key: values[n] for key, values in found.side.items() if np.ndim(values[n]) == 0}
+            numbers = {key: values[n] for key, values in found.side.items() if np.ndim(values[n]) < 2}
             place = f", micro-batch {found.micro[n]}{_numbers(numbers)}"
             pieces += [("title", f"{stream} {n}"), ("note", place), ("prompt", "\n")]
             prompts, responses = zip(

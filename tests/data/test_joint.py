@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from jaxpref.data import load_stream, records, transforms
+from jaxpref.data import layouts, load_stream, records, show, transforms
 from jaxpref.errors import DataError
 
 JOINT = {"chosen_prompt": "Sum:", "chosen": " 4", "rejected_prompt": "Sing:", "rejected": " la la"}
@@ -31,6 +31,14 @@ def test_every_response_follows_its_own_prompt(write_rows, byte):
         assert all(ids[-1] == byte.eos_id for ids in example.responses)
         assert all(mask.all() for mask in example.masks)
     assert first.meta["prompts"] == ("Sum:", "Sing:") and first.meta["responses"] == (" 4", " la la")
+
+
+def test_a_batch_shows_where_prompts_end(write_rows, byte):
+    found = read("joint", [JOINT], write_rows, byte)
+    stream = layouts.StreamShape(1, 2, 1, 14, ("prompt_lengths",))
+    planned = layouts.plan({"joint": found}, layouts.batch_shape({"joint": stream}))
+    shown = show.batch(planned, byte, colour=False)
+    assert "prompt_lengths [4.0, 5.0]" in shown and "[[Sum: 4<eos>]]" in shown
 
 
 def test_crossed_rows_have_both_responses_under_both_prompts(write_rows, byte):
