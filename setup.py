@@ -54,7 +54,7 @@ TEST = [
 ]
 TPU = ["jax[tpu]>=0.10"]
 GPU = ["jax[cuda12]>=0.10"]
-DOCS = ["mkdocs-material>=9.5", "mkdocstrings[python]>=0.26"]
+DOCS = ["mkdocs-material>=9.5", "mkdocstrings[python]>=0.26", "ipykernel>=6.29", "nbclient>=0.10"]
 GCS = ["etils[epath-gcs]>=1.12"]
 LOGGING = ["tensorboardX>=2.6", "wandb>=0.18"]
 
