@@ -1,6 +1,6 @@
 """Looking at runs: curves read back, figures, tables, the report page, and which pairs displace likelihood."""
 
-from jaxpref.analysis import ches, plots, report, series, tables
+from jaxpref.analysis import ches, plots, report, rewards, series, tables
 from jaxpref.analysis.ches import ches_filter, ches_score, displacement_toy
 
 __all__ = [
@@ -10,6 +10,7 @@ __all__ = [
     "displacement_toy",
     "plots",
     "report",
+    "rewards",
     "series",
     "tables",
 ]

@@ -81,7 +81,7 @@ def run_figures(curves: Mapping[str, Curve]) -> dict[str, Figure]:
 def lines(curves: Mapping[str, Curve], *, title: str, ylabel: str) -> Figure:
     """Curves over steps. Long ones are thinned to means of blocks; steps without a finite value are left out."""
     with matplotlib.rc_context(STYLE):
-        figure, axes = _figure(title, "step", ylabel)
+        figure, axes = axes_of(title, "step", ylabel)
         for name, curve in curves.items():
             curve = curve.finite()
             marker = "o" if len(curve.steps) < SPARSE else None
@@ -109,7 +109,7 @@ def frontier(
     if not points:
         raise DataError("A frontier needs at least one policy; found none.")
     with matplotlib.rc_context(STYLE):
-        figure, axes = _figure(title, "KL from the reference (nats)", "true reward")
+        figure, axes = axes_of(title, "KL from the reference (nats)", "true reward")
         if len(curve):
             kl, reward = np.array(sorted(curve), np.float64).T
             axes.plot(kl, reward, color="0.5", linewidth=1.2, label=curve_label)
@@ -140,7 +140,7 @@ def bands(
         target: ``[X]``, what is ideal, drawn dashed.
     """
     with matplotlib.rc_context(STYLE):
-        figure, axes = _figure(title, xlabel, ylabel)
+        figure, axes = axes_of(title, xlabel, ylabel)
         _scale(axes, log)
         for name, values in curves.items():
             middle = [statistics.student(column) for column in np.asarray(values, np.float64).T]
@@ -155,7 +155,7 @@ def bands(
 def groups(values: Mapping[str, Sequence[float]], *, title: str, xlabel: str, ylabel: str, log: str = "") -> Figure:
     """One column for each condition: every seed a dot, their mean with its 95 % interval (Student's t) beside them."""
     with matplotlib.rc_context(STYLE):
-        figure, axes = _figure(title, xlabel, ylabel)
+        figure, axes = axes_of(title, xlabel, ylabel)
         _scale(axes, log)
         for place, seeds in enumerate(values.values()):
             mean, bar = _bar(statistics.student(np.asarray(seeds)))
@@ -165,12 +165,22 @@ def groups(values: Mapping[str, Sequence[float]], *, title: str, xlabel: str, yl
     return figure
 
 
+def paths(curves: Mapping[str, np.ndarray], *, title: str, xlabel: str, ylabel: str) -> Figure:
+    """Points ``[N, 2]`` in a plane, those of a curve joined in their order: fronts, trajectories."""
+    with matplotlib.rc_context(STYLE):
+        figure, axes = axes_of(title, xlabel, ylabel)
+        for name, points in curves.items():
+            axes.plot(*np.asarray(points, np.float64).T, label=name, marker="o", markersize=3, linewidth=1.2)
+        axes.legend(fontsize=8)
+    return figure
+
+
 def margins(values: Mapping[str, np.ndarray], *, title: str = "Margins", xlabel: str = "reward margin") -> Figure:
     """Distribution of per-example margins ``[N]`` of each model, on common bins, with a line at 0."""
     if not values or not all(np.size(value) for value in values.values()):
         raise DataError("A histogram of margins needs at least one example of each model; found none.")
     with matplotlib.rc_context(STYLE):
-        figure, axes = _figure(title, xlabel, "examples")
+        figure, axes = axes_of(title, xlabel, "examples")
         bins = np.histogram_bin_edges(np.concatenate([np.ravel(value) for value in values.values()]), bins=40)
         for name, value in values.items():
             axes.hist(np.ravel(value), bins=bins, histtype="step", linewidth=1.4, label=name)
@@ -198,7 +208,8 @@ def save(figure: Figure, path: str | epath.Path) -> None:
     path.write_bytes(buffer.getvalue())
 
 
-def _figure(title: str, xlabel: str, ylabel: str):
+def axes_of(title: str, xlabel: str, ylabel: str):
+    """A new figure with its one pair of axes."""
     figure = Figure(figsize=SIZE, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()

@@ -78,3 +78,8 @@ def test_global_settings_stay_as_they_were():
     before = dict(matplotlib.rcParams)
     plots.to_svg(plots.lines({"a": curve([1.0])}, title="t", ylabel="y"))
     assert dict(matplotlib.rcParams) == before
+
+
+def test_paths_join_points_in_their_order():
+    (axes,) = plots.paths({"front": np.array([[0, 2], [1, 1]])}, title="t", xlabel="x", ylabel="y").axes
+    assert axes.lines[0].get_xydata().tolist() == [[0, 2], [1, 1]]
