@@ -4,6 +4,7 @@ import json
 import os
 import pathlib
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -27,7 +28,19 @@ def cloud(tmp_path):
     program.write_text(f'#!/bin/sh\nexec {sys.executable} {pathlib.Path(__file__).parent / "gcloud.py"} "$@"\n')
     program.chmod(0o755)
     (tmp_path / "state").write_text("")
-    return tmp_path
+    yield tmp_path
+    for host in tmp_path.glob("host*"):
+        if alive(host):
+            os.kill(int((host / "jaxpref.pid").read_text()), signal.SIGKILL)
+
+
+def alive(host) -> bool:
+    """Whether the run that a host was told to start is still on."""
+    number = host / "jaxpref.pid"
+    return (
+        number.exists()
+        and subprocess.run(["kill", "-0", number.read_text().strip()], capture_output=True).returncode == 0
+    )
 
 
 def call(cloud, *arguments, code=0, **variables):
@@ -121,12 +134,6 @@ def test_two_hosts_train_together_and_go_on_after_a_preemption(cloud):
     def ended(step):
         return (workdir / "checkpoints" / str(step)).exists() and not any(
             map(alive, (cloud / "host0", cloud / "host1"))
-        )
-
-    def alive(host):
-        return (
-            subprocess.run(["kill", "-0", (host / "jaxpref.pid").read_text().strip()], capture_output=True).returncode
-            == 0
         )
 
     install()
