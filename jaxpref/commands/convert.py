@@ -102,7 +102,10 @@ def read_run(source, devices, options):
         shapes = jax.eval_shape(lambda: terms.init(jax.random.key(0), model)[0])
         whole = jax.sharding.NamedSharding(devices, jax.sharding.PartitionSpec())
         target["heads"] = jax.tree.map(lambda leaf: leaf.update(sharding=whole), shapes)
-    return model, checkpoints.load_params(folder, target, step=options.step)
+    params = checkpoints.load_params(folder, target, step=options.step)
+    if params["heads"]:  # those of classifiers only serve training
+        params["heads"] = {name: h for name, h in params["heads"].items() if not terms.terms[name].classes}
+    return model, params
 
 
 def write_adapter(target, model, params, source, head) -> None:

@@ -8,15 +8,16 @@ from typing import Any
 
 import numpy as np
 
-from jaxpref.data import records, sources, templates
+from jaxpref.data import matching, records, sources, templates, transforms
 from jaxpref.data.examples import Ledger, Lengths, one_of, tokenise
 from jaxpref.data.records import Record, Tokenized
 from jaxpref.data.tokenizers import Tokenizer
 from jaxpref.errors import ConfigError, DataError, hint
 
-STREAM_FIELDS = ("kind", "sources", "on_bad_row", "turns", "step_separator")
-SOURCE_FIELDS = ("path", "source", "lines", "limit", "weight", "repeat", "fields")
+STREAM_FIELDS = ("kind", "sources", "on_bad_row", "turns", "step_separator", "prob_desirable")
+SOURCE_FIELDS = ("path", "source", "lines", "limit", "weight", "repeat", "fields", "transform")
 DEFAULTS = {"weight": 1.0, "tie": False}
+_READERS = {"turns": "demonstrations", "step_separator": "steps", "prob_desirable": "unpaired"}  # the kinds that do
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -69,9 +70,10 @@ def load_stream(
     Args:
         stream: ``kind``, and either one source or ``sources``, a list of them. A source has ``path`` (one or several
             files) or ``source`` (a world, TFDS), and optionally ``lines``, ``split``, ``limit`` (rows to read),
-            ``fields`` (our name -> the file's), ``weight`` (its share of the mixture) and ``repeat``; a world's own
-            options stand beside them. For the whole stream: ``on_bad_row``, ``turns`` (``'all'`` or the ``'last'`` turn
-            of a demonstration is trained), ``step_separator``.
+            ``fields`` (our name -> the file's), ``transform`` (what makes records of rows of another form,
+            :mod:`jaxpref.data.transforms`), ``weight`` (its share of the mixture) and ``repeat``; a world's own options
+            stand beside them. For the whole stream: ``on_bad_row``, ``turns`` (``'all'`` or the ``'last'`` turn of a
+            demonstration is trained), ``step_separator``, ``prob_desirable`` (:mod:`jaxpref.data.matching`).
         tokenizer: see :func:`jaxpref.data.tokenizers.load`.
         length: fields of :class:`Lengths`.
         template: one of ``templates.NAMES``.
@@ -87,6 +89,8 @@ def load_stream(
     ledger = Ledger(stream.get("on_bad_row", "error"))
     layout = templates.load(template, tokenizer)
     groups = [_read(entry, kind, stream, ledger) for entry in entries]
+    if "prob_desirable" in stream:
+        groups = matching.estimated(f"data.{name}.prob_desirable", stream["prob_desirable"], groups)
     tokenised = [tokenise(group, tokenizer, layout, rule, ledger) for group in groups]
     examples = _mix(tokenised, entries, ledger)
     if not examples:
@@ -115,11 +119,7 @@ def _check(stream: dict[str, Any], name: str) -> tuple[str, list[dict[str, Any]]
     one_of(f"data.{name}.kind", kind, records.KINDS)
     one_of(f"data.{name}.on_bad_row", stream.get("on_bad_row", "error"), ("error", "skip"))
     one_of(f"data.{name}.turns", stream.get("turns", "all"), ("all", "last"))
-    unread = [
-        field
-        for field, reader in (("turns", "demonstrations"), ("step_separator", "steps"))
-        if field in stream and kind != reader
-    ]
+    unread = [field for field, reader in _READERS.items() if field in stream and kind != reader]
     if unread:
         raise ConfigError(f"data.{name}.{unread[0]} is read by no stream of kind {kind!r}; remove it.")
     whole = STREAM_FIELDS
@@ -142,6 +142,7 @@ def _check(stream: dict[str, Any], name: str) -> tuple[str, list[dict[str, Any]]
             raise ConfigError(
                 f"{path.format(number)} names no data; expected 'path' (files) or 'source' ('world:<name>')."
             )
+        entry["transform"] = transforms.load(f"{path.format(number)}.transform", entry.get("transform"), kind)
     if len({"weight" in entry for entry in entries}) > 1:
         raise ConfigError(
             f"data.{name}.sources: some have a 'weight' and some have none; give all of them one, or none."
@@ -176,7 +177,8 @@ def _read(entry: dict[str, Any], kind: str, stream: dict[str, Any], ledger: Ledg
     renamed, limit = entry.get("fields", {}), entry.get("limit")
     if limit is not None and limit < 1:
         raise ConfigError(f"limit is {limit}; expected a positive number of rows.")
-    reading = {key: value for key, value in entry.items() if key not in ("limit", "weight", "repeat", "fields")}
+    ours = ("limit", "weight", "repeat", "fields", "transform")
+    reading = {key: value for key, value in entry.items() if key not in ours}
     found: list[tuple[str, Record]] = []
     before = ledger.read
 
@@ -184,14 +186,20 @@ def _read(entry: dict[str, Any], kind: str, stream: dict[str, Any], ledger: Ledg
         ledger.read += 1
         ledger.bad(origin, error)
 
-    for origin, row in sources.read(reading, kind, damaged):
+    def leave_out(reason: str) -> None:
+        ledger.dropped[reason] += 1
+
+    transform = entry["transform"]
+    for origin, row in sources.read(reading, transform.reads or kind, damaged):
         if limit is not None and ledger.read - before >= limit:
             break
         ledger.read += 1
         try:
             if renamed and isinstance(row, Mapping):
                 row = _rename(row, renamed)
-            parsed = records.parse(kind, row, step_separator=stream.get("step_separator", "\n"))
+            rows = transform.rows(row, int(origin.rpartition(":")[2]) - 1, leave_out)
+            separator = stream.get("step_separator", "\n")
+            parsed = [record for each in rows for record in records.parse(kind, each, step_separator=separator)]
         except DataError as error:
             ledger.bad(origin, error)
             continue

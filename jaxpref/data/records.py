@@ -10,6 +10,7 @@ ranked           ``prompt``, ``completions``, and ``scores`` or ``ranks`` (1 is 
 joint            ``chosen_prompt``, ``chosen``, ``rejected_prompt``, ``rejected``; or ``response`` in the place of both
                  responses; or a row of pairs
 crossed          ``hi_prompt``, ``lo_prompt``, ``chosen``, ``rejected``: both responses under both prompts
+graded           ``prompt``, ``completion``, ``degree``: how much of a response is left out, 0 for nothing
 steps            ``prompt``, ``completions`` (or ``steps``), ``labels``; or ``prompt``, ``chosen``, ``rejected`` as
                  lists of steps, after the given ``steps`` where there are any
 prompts          ``prompt`` or ``messages``
@@ -30,21 +31,23 @@ from jaxpref.data import fields
 from jaxpref.data.fields import Message, Text
 from jaxpref.errors import DataError
 
-KINDS = ("demonstrations", "pairs", "unpaired", "ranked", "joint", "crossed", "steps", "prompts")
+KINDS = ("demonstrations", "pairs", "unpaired", "ranked", "joint", "crossed", "graded", "steps", "prompts")
 HUMAN, ASSISTANT = "\n\nHuman:", "\n\nAssistant:"
 
 # Numbers that objectives may read; a row's other fields go to ``meta``.
 NUMBERS = {
     "weight": float, "user_id": int, "margin": float, "tie": bool, "chosen_score": float, "rejected_score": float,
     "chosen_win_prob": float, "rejected_win_prob": float, "preference_strength": float, "prob_desirable": float,
+    "degree": int,
 }  # fmt: skip
 SIDES = {
     "demonstrations": ("weight", "user_id"),
-    "pairs": tuple(name for name in NUMBERS if name != "prob_desirable"),
+    "pairs": tuple(name for name in NUMBERS if name not in ("prob_desirable", "degree")),
     "unpaired": ("weight", "user_id", "prob_desirable"),
     "ranked": ("weight", "user_id"),
     "joint": ("weight", "user_id"),
     "crossed": ("weight", "user_id"),
+    "graded": ("weight", "user_id", "degree"),
     "steps": ("weight", "user_id"),
     "prompts": (),
 }
@@ -272,6 +275,13 @@ def _under_own_prompts(row: Mapping, names: Iterable[tuple[str, str]]) -> tuple[
     return {name for both in names for name in both}, [_record("", *responses)._replace(prompts=prompts)]
 
 
+def _graded(row: Mapping) -> tuple[set[str], list[Record]]:
+    if "degree" not in row:
+        raise fields.missing(row, "degree")
+    prompt = _prompt(row)
+    return {*_prompt_fields(row), "completion"}, [_record(prompt, _response(row, "completion", prompt))]
+
+
 def _steps(row: Mapping, separator: str) -> tuple[set[str], list[Record]]:
     prompt = _prompt(row)
     if not isinstance(prompt, str):
@@ -313,6 +323,7 @@ _READERS = {
     "ranked": _ranked,
     "joint": _joint,
     "crossed": _crossed,
+    "graded": _graded,
     "prompts": _prompts,
 }
 

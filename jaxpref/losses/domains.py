@@ -78,6 +78,11 @@ def whole(**parameters: Any) -> None:
     _check(parameters, lambda x: 1 <= x < math.inf and x == int(x), "a whole number >= 1")
 
 
+def several(**parameters: Any) -> None:
+    """Each parameter is a whole number, 2 or above."""
+    _check(parameters, lambda x: 2 <= x < math.inf and x == int(x), "a whole number >= 2")
+
+
 def zero_without(argument: str, value: Any, **parameters: Any) -> None:
     """Each parameter is 0 where ``value``, the array that the term it weighs needs, is None."""
     if value is None:

@@ -41,7 +41,7 @@ class Input(NamedTuple):
 
     Attributes:
         read: reads it from a :class:`View`.
-        axes: its axes, of N examples, K responses and L tokens.
+        axes: its axes, of N examples, K responses, L tokens and C classes that a head tells apart.
         needs: channels that it reads.
         sides: columns of side inputs that it reads.
         dtype: float, int or bool.
@@ -67,6 +67,10 @@ def _tokens(channel: str, response: int) -> Input:
 
 def _score(response: int) -> Input:
     return Input(lambda view: view.outputs["score"][:, response], needs=frozenset({"score"}))
+
+
+def _class_logits(response: int) -> Input:
+    return _score(response)._replace(axes="NC")
 
 
 def _length(response: int) -> Input:
@@ -103,6 +107,7 @@ TABLE: dict[str, Input] = {
     "rejected_lengths": _length(1),
     "chosen_rewards": _score(0),
     "rejected_rewards": _score(1),
+    "degree_logits": _class_logits(0),
     "logps": _sums("logps", 0),
     "ref_logps": _sums("ref_logps", 0),
     "lengths": _length(0),
@@ -139,6 +144,7 @@ TABLE: dict[str, Input] = {
     "chosen_probs_win": _side("chosen_win_prob"),
     "chosen_probs_lose": _side("rejected_win_prob"),
     "prob_desirable": _side("prob_desirable"),
+    "degree_labels": _side("degree", int),
 }
 
 
@@ -214,5 +220,5 @@ def read(argument: Input, view: View) -> jax.Array:
 
 def dummy(argument: Input) -> jax.ShapeDtypeStruct:
     """Shape and type of an argument for two examples of four responses of three tokens."""
-    sizes = {"N": 2, "K": 4, "L": 3}
+    sizes = {"N": 2, "K": 4, "L": 3, "C": 4}
     return jax.ShapeDtypeStruct(tuple(sizes[axis] for axis in argument.axes), jnp.result_type(argument.dtype))

@@ -22,8 +22,9 @@ def collect(
 
     Rewards are the implicit ones of the loss: scale x log-ratio (per token where the loss is reference-free and reads
     lengths), or a reward head's scores. ``accuracy`` compares rewards, ``ranking_accuracy`` raw log-probabilities, both
-    strictly. ``displacement`` is the shift of summed log-probabilities against the reference; ``kl_estimate`` half the
-    squared token log-ratio summed over a response, which is zero only where policy and reference agree. Tokens of the
+    strictly; of a classifier's head, ``accuracy`` says how often the right class has the highest output.
+    ``displacement`` is the shift of summed log-probabilities against the reference; ``kl_estimate`` half the squared
+    token log-ratio summed over a response, which is zero only where policy and reference agree. Tokens of the
     responses' own prompts count in all of this where the loss reads them.
     """
     count = jnp.sum(view.valid)
@@ -37,6 +38,9 @@ def collect(
         metrics |= _pairs(method, arrays, hyperparameters, view.valid)
     if method.feedback == "crossed":
         metrics |= _crossed(method, arrays, hyperparameters, view.valid)
+    if "degree_labels" in arrays:
+        right = jnp.argmax(arrays["degree_logits"], axis=-1) == arrays["degree_labels"]
+        metrics["accuracy"] = _sum(right, view.valid), count
     if "labels" in arrays:
         metrics |= _by_label(method, arrays, hyperparameters, view.valid)
     if method.feedback == "ranked":

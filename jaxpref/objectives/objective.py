@@ -35,6 +35,7 @@ class Objective(NamedTuple):
         weight: of the term in the total, a number or a Schedule.
         at_reference: ``(examples) -> float``, the loss at step 0 when policy and reference are equal; None if unknown.
         combine: how gradients of several objectives are combined, where a method says so.
+        classes: ``(side input, how many values it has)`` of a head that is a classifier.
     """
 
     name: str
@@ -49,6 +50,7 @@ class Objective(NamedTuple):
     weight: Any
     at_reference: Callable[[Examples], float] | None
     combine: Callable[[Any], Any] | None = None
+    classes: tuple[str, int] | None = None
 
 
 class Total(NamedTuple):
@@ -177,6 +179,8 @@ def _check(place: str, method: registry.Method, weight: Any, hyperparameters: di
     try:
         for end in schedules.ends({"weight": weight}):
             domains.nonnegative(**end)
+        if method.classes is not None:
+            domains.several(**{method.classes[1]: hyperparameters[method.classes[1]]})
         for end in schedules.ends(hyperparameters):
             if method.init_state is not None:
                 arrays["state"] = method.init_state(end)
@@ -190,12 +194,13 @@ def bind(name: str, method: registry.Method, stream: str, weight: Any, hyperpara
     replaced, denominator = method.reduction(hyperparameters) if method.reduction else ({}, "examples")
     reference_free = method.reference_free(hyperparameters)
     needs = method.needs - {"ref_logps"} if reference_free else method.needs
+    classes = (method.classes[0], int(hyperparameters[method.classes[1]])) if method.classes else None
 
     def init(key, model):
         parts = {}
         if "score" in needs:
-            width = model.config.width
-            parts = {"kernel": HEAD_SCALE * jax.random.normal(key, (width, 1), model.param_dtype)}
+            size = model.config.width, classes[1] if classes else 1
+            parts = {"kernel": HEAD_SCALE * jax.random.normal(key, size, model.param_dtype)}
         return parts, method.init_state(schedules.ends(hyperparameters)[0]) if method.init_state else {}
 
     def denominators(examples):
@@ -247,6 +252,7 @@ def bind(name: str, method: registry.Method, stream: str, weight: Any, hyperpara
         partnered=method.partnered,
         weight=weight,
         at_reference=at_reference if has_closed_form else None,
+        classes=classes,
     )
 
 

@@ -14,7 +14,7 @@ from jaxpref.objectives.naming import known
 # Feedback type -> responses that an example must not lack. The default name of a data stream is its feedback type.
 FEEDBACK: dict[str, tuple[int, ...]] = {
     "demonstrations": (0,), "pairs": (0, 1), "unpaired": (0,), "ranked": (0, 1), "joint": (0, 1),
-    "crossed": (0, 1, 2, 3),
+    "crossed": (0, 1, 2, 3), "graded": (0,),
 }  # fmt: skip
 # Arguments of a loss that the objective itself provides.
 PROVIDED = ("state", "key")
@@ -38,6 +38,7 @@ class Method(NamedTuple):
     init_state: Callable[[Mapping[str, Any]], Any] | None
     aux_metrics: dict[str, str]
     state_hyperparameters: Mapping[str, Any] = MappingProxyType({})
+    classes: tuple[str, str] | None = None
     relevant: Mapping[str, Mapping[str, Any]] = MappingProxyType({})
     per_example: bool = True
     surrogate: bool = False
@@ -145,7 +146,10 @@ def register(
         init_state: ``hyperparameters -> state`` of a stateful loss.
         aux_metrics: field of aux -> name of its metric, where that is not the field's own name.
         **special: what few methods need:
-            ``state_hyperparameters``: names and defaults of hyperparameters that only ``init_state`` reads;
+            ``state_hyperparameters``: names and defaults of hyperparameters that only ``init_state`` or the head reads;
+            ``classes``: ``(side input, hyperparameter)`` where the head has an output for each value, 0, 1, ..., of a
+            side input, and the hyperparameter says how many there are; such a head only serves training, so that
+            exports leave it out;
             ``relevant``: hyperparameter -> the values of others under which alone it changes anything;
             ``per_example``: False where the values do not belong to examples, so that examples cannot have weights;
             ``surrogate``: True where descending the gradient need not lower the value, as factors of it are detached;

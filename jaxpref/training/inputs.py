@@ -95,13 +95,14 @@ def make(
         machine: the devices that compute the batches, for which packed layouts choose their sizes.
 
     Raises:
-        ConfigError: an impossible shape, number of steps, or ragged last batch.
+        ConfigError: an impossible shape, number of steps, or ragged last batch; a class that a head does not know.
     """
     unknown = sorted(set(batch.streams) - set(streams))
     if unknown:
         raise ConfigError(
             f"batch.streams.{unknown[0]} names no stream that an objective reads; they are {', '.join(streams)}."
         )
+    _check_classes(streams, objective)
     sizes = {name: int(batch.streams.get(name, batch.examples)) for name in streams}
     first = next(iter(streams))
     steps, epochs = number_of_steps(train.steps, train.epochs, len(streams[first]), sizes[first])
@@ -117,6 +118,18 @@ def _check_last_batch(name: str, examples: float, size: int, partnered: frozense
             f"the last batch of stream {name!r} would hold one example, which has no mismatched partner; "
             "change batch.examples or train.epochs by a little."
         )
+
+
+def _check_classes(streams: Mapping[str, Any], objective: Total) -> None:
+    for name, term in objective.terms.items():
+        column, number = term.classes or ("", 0)
+        for example in streams[term.stream] if term.classes else ():
+            if not 0 <= example.side.get(column, 0) < number:
+                raise ConfigError(
+                    f"{example.origin}: field {column!r} is {example.side[column]}, but config.objectives.{name} "
+                    f"({term.method}) tells {number} values from 0 on apart; change its number, or the data of "
+                    f"config.data.{term.stream}."
+                )
 
 
 def select(dataset: Sequence[Tokenized], chosen, *, partnered: bool, seed: int) -> list[Tokenized]:

@@ -16,6 +16,7 @@ from jaxpref.errors import DataError
 
 PAGE = (pathlib.Path(__file__).parents[2] / "docs" / "data-formats.md").read_text()
 RECORDS = re.findall(r'<!-- kind: (\w+) -->\n```jsonl title="([\w.]+)"\n(.*?)```', PAGE, re.DOTALL)
+OTHER_ROWS = re.findall(r'<!-- rows -->\n```jsonl title="([\w.]+)"\n(.*?)```', PAGE, re.DOTALL)
 BLOCKS = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
 FIXTURES = pathlib.Path(__file__).parent / "fixtures"
 
@@ -23,7 +24,7 @@ FIXTURES = pathlib.Path(__file__).parent / "fixtures"
 @pytest.fixture
 def folder(tmp_path, monkeypatch, byte):
     """A folder with every file that the page names."""
-    for _, name, rows in RECORDS:
+    for name, rows in [*((name, rows) for _, name, rows in RECORDS), *OTHER_ROWS]:
         (tmp_path / name).write_text(rows)
     lines = (tmp_path / "pairs.jsonl").read_bytes()
     rows = [json.loads(line) for line in lines.splitlines()]

@@ -12,7 +12,7 @@ from jaxpref.objectives import registry
 
 NAMES = [row.name for row in objectives.catalogue()]
 TOKENS = 5
-RESPONSES = {"demonstrations": 1, "pairs": 2, "unpaired": 2, "ranked": 3, "joint": 2, "crossed": 4}
+RESPONSES = {"demonstrations": 1, "pairs": 2, "unpaired": 2, "ranked": 3, "joint": 2, "crossed": 4, "graded": 1}
 
 
 def responses(name):
@@ -37,7 +37,9 @@ def batch(name, *, examples=6, padding=2, seed=0, needs=None):
     outputs = {}
     for channel in sorted(method.needs if needs is None else needs):
         if channel == "score":
-            outputs[channel] = rng.normal(size=(examples, responses(name))) * where[:, None]
+            classes = (method.defaults[method.classes[1]],) if method.classes else ()
+            values = rng.normal(size=(examples, responses(name), *classes))
+            outputs[channel] = values * where.reshape(-1, *(1,) * (values.ndim - 1))
         else:
             outputs[channel] = -rng.gamma(1.0, 1.0, mask.shape) * mask
         if channel == "sum_p2":

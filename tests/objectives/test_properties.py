@@ -184,6 +184,8 @@ def test_trap_19_every_hyperparameter_matters(name):
 
     expected = loss()
     for field, value in numbers(name):
+        if method.classes and field == method.classes[1]:  # it shapes the head, whose outputs are given here
+            continue
         others = method.relevant.get(field, {})
         before = loss(**others) if others else expected
         assert abs(loss(**others, **{field: value}) - before) > 1e-9, field
@@ -252,7 +254,7 @@ def test_trap_26_metrics_agree_with_the_loss_and_each_other(name):
         assert numbers["margin"] == pytest.approx(numbers["margin_hi"] - numbers["margin_lo"], rel=1e-9)
     elif "margin" in numbers:
         assert numbers["margin"] == pytest.approx(numbers["reward_chosen"] - numbers["reward_rejected"], rel=1e-9)
-    if "accuracy" in numbers:
+    if "accuracy" in numbers and "margin" in numbers:
         alone = [restrict(examples, jnp.arange(6) == row) for row in range(5)]
         margins = [ratios(run(name, outputs, one)[0][1])["margin"] for one in alone]
         assert numbers["accuracy"] == pytest.approx(np.mean(np.array(margins) > 0))

@@ -19,6 +19,7 @@ NUMBERS = {
     "preference_strength": [0.9, 0.6, 0.8],
     "chosen_score": [2.0, 1.5, 0.5], "rejected_score": [1.0, -1.0, 0.0], "chosen_win_prob": [0.8, 0.9, 0.7],
     "rejected_win_prob": [0.3, 0.1, 0.2], "prob_desirable": [0.7, 0.4, 0.6],
+    "degree": [0, 3, 1],
 }  # fmt: skip
 
 
@@ -32,6 +33,7 @@ def rows(method: registry.Method) -> list[dict]:
             "pairs": {"chosen": first, "rejected": second},
             "unpaired": {"completion": first, "label": n != 1},
             "ranked": {"completions": [first, second, " none"][: 3 - n % 2], "scores": [1.0, 0.25, -1.0][: 3 - n % 2]},
+            "graded": {"completion": second},
             "joint": {"chosen_prompt": "Go:", "rejected_prompt": "Stay:", "response": first},
             "crossed": {"hi_prompt": "Go:", "lo_prompt": "Stay:", "chosen": first, "rejected": second},
         }[method.feedback]

@@ -1,6 +1,7 @@
 """The catalogue: one registration for every method, by the same families as ``jaxpref.losses``."""
 
 from jaxpref.objectives.methods import (
+    auxiliary,
     batchwise,
     joint,
     likelihood,
@@ -13,6 +14,7 @@ from jaxpref.objectives.methods import (
 )
 
 __all__ = [
+    "auxiliary",
     "batchwise",
     "joint",
     "likelihood",
