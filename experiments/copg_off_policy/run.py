@@ -110,7 +110,7 @@ def regrets(worlds, grid, method: str, steps: int, on_policy: bool = False) -> n
 
 def run(quick: bool) -> lab.Outcome:
     """Every method at every skew, the baselines with the strength that suits them best."""
-    seeds, steps, skews, grid = (4, 1_000, SKEWS[-1:], GRID[1:4]) if quick else (10, 2_000, SKEWS, GRID)
+    seeds, steps, skews, grid = (10, 1_000, SKEWS[-1:], GRID[1:4]) if quick else (10, 2_000, SKEWS, GRID)
     keys = jax.random.split(jax.random.key(0), seeds)
     worlds = jax.jit(jax.vmap(jax.vmap(draw, (0, None)), (None, 0)))(keys, jnp.array(skews))
     found, measured, checks = {}, {}, []
