@@ -132,6 +132,23 @@ def test_votes_that_say_nothing_are_errors(row, message, byte, write_rows):
         load_stream({"kind": "pairs", "path": write_rows(row), "transform": "comparison"}, byte)
 
 
+def test_annotators_have_the_numbers_of_their_places_in_the_config(byte, write_rows):
+    rows = [VOTE | {"winner": "a", "user_id": name} for name in ("w7", "w3", "w7")]
+    chain = ["comparison", {"name": "annotators", "names": ["w3", "w7"]}]
+    found = load_stream({"kind": "pairs", "path": write_rows(*rows), "transform": chain}, byte)
+    assert [example.side["user_id"] for example in found] == [1, 0, 1]
+    stream = {"kind": "pairs", "path": write_rows(PAIR | {"user_id": "w4"}, PAIR), "transform": chain[1]}
+    with pytest.raises(
+        DataError, match="rows.jsonl:1: data.data.transform 'annotators': field 'user_id' is the string"
+    ):
+        load_stream(stream, byte)
+    with pytest.raises(DataError, match="rows.jsonl:2: .*field 'user_id' is missing"):
+        load_stream(stream | {"lines": (2, 2)}, byte)
+    for names in ("w3", [], ["w3", "w3"]):
+        with pytest.raises(ConfigError, match="expected a list of different names of annotators"):
+            load_stream(stream | {"transform": {"name": "annotators", "names": names}}, byte)
+
+
 def asked(prompt, names):
     return [name for name in names if transforms.instruction(name).text in prompt]
 
@@ -220,8 +237,8 @@ def test_transforms_follow_one_another(byte, write_rows):
     ("kind", "transform", "message"),
     [
         ("pairs", "counterfactal", "data.data.transform is 'counterfactal', which does not exist; did you mean 'co"),
-        ("pairs", {"mode": "negation"}, "data.data.transform has no field 'name'; expected one of best_against"),
-        ("pairs", ["counterfactual", 7], "data.data.transform is 7, which does not exist; there are best_against"),
+        ("pairs", {"mode": "negation"}, "data.data.transform has no field 'name'; expected one of annotators"),
+        ("pairs", ["counterfactual", 7], "data.data.transform is 7, which does not exist; there are annotators"),
         (
             "pairs",
             {"name": "counterfactual", "mod": "negation"},

@@ -10,6 +10,7 @@ best_against_random   ``prompt``, ``completions``, ``scores``  pairs      seed
 ultrafeedback         ``instruction``, ``completions``         pairs      mode, seed
 comparison            ``response_a``, ``response_b``, a vote   pairs      first, second, tie
 counterfactual        responses to two prompts                 pairs      mode
+annotators            any, with ``user_id``                    the same   names
 mapl_intra            pairs                                    joint      count, relation, response, instructions, ...
 mapl_inter            pairs                                    crossed    count, instructions, separator, seed
 degrees               pairs                                    graded     levels, chosen_weight, rejected_weight
@@ -26,7 +27,7 @@ from jaxpref.data.transforms.grading import degrees, graded, key_phrases
 from jaxpref.data.transforms.instructions import Instruction, instruction
 from jaxpref.data.transforms.mapl import mapl_inter_pair, mapl_intra_pair
 from jaxpref.data.transforms.options import Maker, Row
-from jaxpref.data.transforms.pairs import comparison, counterfactual, counterfactual_pairs
+from jaxpref.data.transforms.pairs import annotators, comparison, counterfactual, counterfactual_pairs
 from jaxpref.data.transforms.scored import best, best_against_random, binarize_ultrafeedback, ultrafeedback
 from jaxpref.errors import ConfigError, DataError, hint
 
@@ -53,7 +54,7 @@ class Transform(NamedTuple):
 
     Attributes:
         reads: the kind of the rows that it takes, which a built-in world has to make; empty where no world can.
-        makes: the kinds of records that its rows can be read as.
+        makes: the kinds of records that its rows can be read as; empty where they are what they were.
         maker: ``(**options) -> Maker``.
     """
 
@@ -67,6 +68,7 @@ TRANSFORMS = {
     "ultrafeedback": Transform("", OF_PAIRS, ultrafeedback),
     "comparison": Transform("", OF_PAIRS, comparison),
     "counterfactual": Transform("", OF_PAIRS, counterfactual),
+    "annotators": Transform("", (), annotators),
     "mapl_intra": Transform("pairs", ("joint",), mapl.intra),
     "mapl_inter": Transform("pairs", ("crossed",), mapl.inter),
     "degrees": Transform("pairs", ("graded",), degrees),
@@ -125,10 +127,10 @@ def load(path: str, described: Any, kind: str) -> Loaded:
         chosen = TRANSFORMS[name]
         if makes is None:
             first = chosen.reads
-        elif chosen.reads not in makes:
+        elif chosen.makes and chosen.reads not in makes:
             raise ConfigError(f"{path}: {name!r} does not read the {makes[0]} that {steps[-1][0]!r} makes.")
         steps.append((name, _maker(path, name, options)))
-        makes = chosen.makes
+        makes = chosen.makes or makes
     if makes is not None and kind not in makes:
         raise ConfigError(
             f"{path}: {steps[-1][0]!r} makes rows of kind {makes[0]!r}, which a stream of kind {kind!r} does not read; "

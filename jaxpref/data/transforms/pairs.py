@@ -1,6 +1,6 @@
-"""Pairs out of responses that nobody has compared, and out of votes on two responses."""
+"""Pairs out of responses that nobody has compared, and out of votes on two responses; numbers for annotators."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from jaxpref.data import fields
@@ -108,6 +108,25 @@ def comparison(*, first: Any = "a", second: Any = "b", tie: Any = "tie") -> Make
         used = ("response_a", "response_b", "winner", "probability_a")
         rest = {key: value for key, value in row.items() if key not in used}
         yield rest | dict(zip(("chosen", "rejected"), responses, strict=True)) | said
+
+    return make
+
+
+def annotators(*, names: Sequence[str] = ()) -> Maker:
+    """The same rows with a number for the annotator that ``user_id`` names: the place in ``names``, from 0 on.
+
+    A list in the config gives an annotator the same number in every stream, file and run.
+    """
+    if isinstance(names, str) or not names or len(set(names)) < len(names):
+        raise ConfigError(f"names is {names!r}; expected a list of different names of annotators.")
+    places = {name: place for place, name in enumerate(names)}
+
+    def make(row: Row, place: int) -> Iterator[Row]:
+        if "user_id" not in row:
+            raise fields.missing(row, "user_id")
+        if not isinstance(row["user_id"], str | int) or row["user_id"] not in places:
+            raise DataError(f"field 'user_id' is {fields.kind_of(row['user_id'])}; {hint(row['user_id'], places)}")
+        yield row | {"user_id": places[row["user_id"]]}
 
     return make
 
