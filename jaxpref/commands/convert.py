@@ -98,7 +98,7 @@ def read_run(source, devices, options):
     target |= starting.adapter_shapes(adapter, model, devices)
     if (folder / "config.json").exists():
         config = configuration.from_json((folder / "config.json").read_text())
-        terms = objectives.build(config.objectives)
+        terms = objectives.build(config.objectives, others=len(config.reference.others))
         shapes = jax.eval_shape(lambda: terms.init(jax.random.key(0), model)[0])
         whole = jax.sharding.NamedSharding(devices, jax.sharding.PartitionSpec())
         target["heads"] = jax.tree.map(lambda leaf: leaf.update(sharding=whole), shapes)

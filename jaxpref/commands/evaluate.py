@@ -38,9 +38,7 @@ def run(options: argparse.Namespace) -> None:
     parts = assembly.assemble(sections, options.workdir, stages=folder.parent, report=say)
     evaluations = heldout.prepare_all(parts, report=say)
     with jax.set_mesh(parts.mesh):
-        if parts.cache is not None:
-            precompute.fill_run(parts, evaluations, range(0), say)
-            parts = parts._replace(reference=None)
+        parts = precompute.fill_run(parts, evaluations, range(0), say)
         params = checkpoints.load_params(folder, parts.shapes.params, step=options.step)
         beside = checkpoints.load_beside(folder, parts.shapes, step=options.step)
         state = parts.state._replace(params=params, average=(), **beside)

@@ -73,7 +73,9 @@ def typed(value: Any, annotation: Any, place: str) -> Any:
         raise ConfigError(f"{place} is {value!r}; expected {_name(annotation)}.")
     if expected is Mapping and arguments:
         return {name: typed(inner, arguments[1], f"{place}.{name}") for name, inner in value.items()}
-    if expected is tuple and arguments and arguments[-1] is not Ellipsis:
+    if expected is tuple and arguments[1:] == (Ellipsis,):
+        return tuple(typed(v, arguments[0], f"{place}[{n}]") for n, v in enumerate(value))
+    if expected is tuple and arguments:
         if len(value) != len(arguments):
             raise ConfigError(f"{place} is {value!r}; expected {len(arguments)} values.")
         return tuple(typed(v, a, place) for v, a in zip(value, arguments, strict=True))

@@ -16,7 +16,7 @@ SHARED = ("seed", "stages", "compare")
 
 REFERENCE_MOVES = {"mode", "alpha", "every"}
 REFERENCE_UNREAD = {
-    "none": {"path", "cache"} | REFERENCE_MOVES,
+    "none": {"path", "cache", "others"} | REFERENCE_MOVES,
     "frozen": {"cache"} | REFERENCE_MOVES,
     "cached": REFERENCE_MOVES,
     "adapter_off": {"path", "cache"} | REFERENCE_MOVES,
@@ -114,7 +114,7 @@ def _check_stages(built: Sections) -> None:
             )
     earlier: list[str] = []
     for name, stage in built.stages.items():
-        for field, source in (("init_from", stage.get("init_from", "")), ("reference.path", _reference_path(stage))):
+        for field, source in _sources(stage).items():
             if source.startswith("stage:") and source.removeprefix("stage:") not in earlier:
                 wrong = source.removeprefix("stage:")
                 raise ConfigError(
@@ -123,8 +123,11 @@ def _check_stages(built: Sections) -> None:
         earlier.append(name)
 
 
-def _reference_path(stage: Mapping[str, Any]) -> str:
-    return stage.get("reference", {}).get("path", "")
+def _sources(stage: Mapping[str, Any]) -> dict[str, str]:
+    """Field -> where parameters come from."""
+    reference = stage.get("reference", {})
+    others = {f"reference.others[{n}]": str(source) for n, source in enumerate(reference.get("others", ()))}
+    return {"init_from": stage.get("init_from", ""), "reference.path": reference.get("path", ""), **others}
 
 
 def _check_run(built: Sections) -> None:
@@ -145,6 +148,11 @@ def _check_run(built: Sections) -> None:
     for group in built.groups:
         if not (isinstance(group, tuple | list) and len(group) == 2 and isinstance(group[1], Mapping)):
             raise ConfigError(f"config.groups holds {group!r}; expected (regex, dict(lr_scale=, ...)).")
+    if "" in built.reference.others:
+        raise ConfigError(
+            f"config.reference.others[{built.reference.others.index('')}] is empty; expected a run, stage:<name>, or a "
+            "Hugging Face directory."
+        )
     if built.reference.kind == "moving" and built.adapter.kind != "none":
         raise ConfigError(
             "config.reference.kind is 'moving', but an adapter is trained: a reference that follows the policy needs "
@@ -161,8 +169,9 @@ def _check_run(built: Sections) -> None:
 def _check_unread(built: Sections) -> None:
     """Raises for a field that is set although another field's choice leaves it unread."""
     packed = built.batch.layout.startswith("packed")
+    reference = REFERENCE_UNREAD[built.reference.kind] | ({"alpha"} if built.reference.mode == "hard" else set())
     unread = {
-        "reference": REFERENCE_UNREAD[built.reference.kind] | ({"alpha"} if built.reference.mode == "hard" else set()),
+        "reference": reference - {"cache"} if built.reference.others else reference,
         "adapter": ADAPTER_UNREAD[built.adapter.kind],
         "early_stop": set() if built.early_stop.metric else {"mode", "patience"},
         "checkpoint.best": set() if built.checkpoint.best.metric else {"mode"},

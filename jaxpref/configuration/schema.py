@@ -78,6 +78,7 @@ class Reference:
     kind: Literal["none", "frozen", "cached", "adapter_off", "moving"] = "none"  # what kind of model it is
     path: str = ""  # where its parameters come from, as init_from; empty: the policy at step 0
     cache: str = ""  # folder of the cached log-probs; empty: in the run folder
+    others: tuple[str, ...] = ()  # where further references come from, for methods that have several; always cached
     mode: Literal["soft", "hard"] = "soft"  # how it moves: mixed with the policy, or replaced by it
     alpha: float = number(0.6, least=0, most=1)  # the policy's share in a soft update
     every: int = number(1, least=1)  # steps between updates

@@ -64,6 +64,12 @@ class Tokenizer:
         text = self._decode(before + [int(i) for i in ids], special)
         return text[len(self._decode(before, special)) :] if before else text
 
+    def vocabulary(self) -> dict[str, int]:
+        """Id of every token, special ones included."""
+        import tokenizers
+
+        return tokenizers.Tokenizer.from_str(self.files["tokenizer.json"]).get_vocab(with_added_tokens=True)
+
     def save(self, path: str | os.PathLike) -> None:
         """Writes the tokenizer into a directory, as ``transformers`` reads it."""
         directory = epath.Path(path)

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from jaxpref.batch import Examples, lengths
 from jaxpref.losses import wpo_weights
 
+OTHERS = "other_ref_logps"  # channel [N, K, L, O] that travels with the examples: log-probs under O further references
 PROMPT_LENGTHS = "prompt_lengths"  # side input: tokens of each response that are its own prompt's
 
 
@@ -41,7 +42,7 @@ class Input(NamedTuple):
 
     Attributes:
         read: reads it from a :class:`View`.
-        axes: its axes, of N examples, K responses, L tokens and C classes that a head tells apart.
+        axes: its axes, of N examples, K responses, L tokens, O further references and C classes of a head.
         needs: channels that it reads.
         sides: columns of side inputs that it reads.
         dtype: float, int or bool.
@@ -63,6 +64,10 @@ def _sums(channel: str, response: int) -> Input:
 
 def _tokens(channel: str, response: int) -> Input:
     return Input(lambda view: view.outputs[channel][:, response], axes="NL", needs=frozenset({channel}))
+
+
+def _others(response: int) -> Input:
+    return Input(lambda view: jnp.sum(view.outputs[OTHERS][:, response], axis=1), axes="NO", needs=frozenset({OTHERS}))
 
 
 def _score(response: int) -> Input:
@@ -103,6 +108,8 @@ TABLE: dict[str, Input] = {
     "rejected_logps": _sums("logps", 1),
     "ref_chosen_logps": _sums("ref_logps", 0),
     "ref_rejected_logps": _sums("ref_logps", 1),
+    "other_ref_chosen_logps": _others(0),
+    "other_ref_rejected_logps": _others(1),
     "chosen_lengths": _length(0),
     "rejected_lengths": _length(1),
     "chosen_rewards": _score(0),
@@ -218,7 +225,7 @@ def read(argument: Input, view: View) -> jax.Array:
     return jnp.where(where.reshape(-1, *(1,) * (value.ndim - 1)), value, jnp.zeros_like(value))
 
 
-def dummy(argument: Input) -> jax.ShapeDtypeStruct:
+def dummy(argument: Input, others: int = 1) -> jax.ShapeDtypeStruct:
     """Shape and type of an argument for two examples of four responses of three tokens."""
-    sizes = {"N": 2, "K": 4, "L": 3, "C": 4}
+    sizes = {"N": 2, "K": 4, "L": 3, "O": others, "C": 4}
     return jax.ShapeDtypeStruct(tuple(sizes[axis] for axis in argument.axes), jnp.result_type(argument.dtype))

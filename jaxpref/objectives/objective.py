@@ -127,19 +127,23 @@ class Total(NamedTuple):
         return {n: t.at_reference(examples[t.stream]) for n, t in self.terms.items() if t.at_reference is not None}
 
 
-def build(config: Mapping[str, Any]) -> Total:
+def build(config: Mapping[str, Any], *, others: int = 1) -> Total:
     """Builds the objective of a run from ``config.objectives``: term name -> the fields of ``objectives.config(...)``.
+
+    Args:
+        config: the terms.
+        others: number of further references, ``config.reference.others``.
 
     Raises:
         ConfigError: no terms, an unknown objective or field, a missing field, a hyperparameter (or an end of its
-            schedule) outside its domain.
+            schedule) outside its domain, or a method for several references without any but the first.
     """
     if not config:
         raise ConfigError("config.objectives is empty; add a term, for example objectives.config('dpo').")
-    return Total({name: _build_term(name, dict(term)) for name, term in dict(config).items()})
+    return Total({name: _build_term(name, dict(term), others) for name, term in dict(config).items()})
 
 
-def _build_term(name: str, fields: dict[str, Any]) -> Objective:
+def _build_term(name: str, fields: dict[str, Any], others: int) -> Objective:
     place = f"config.objectives.{name}"
     if "objective" not in fields:
         raise ConfigError(f"{place} names no objective; make it with objectives.config(...), for example 'dpo'.")
@@ -167,13 +171,18 @@ def _build_term(name: str, fields: dict[str, Any]) -> Objective:
         if isinstance(defaults.get(field), bool) and not isinstance(value, bool):
             raise ConfigError(f"{place}.{field} is {value!r}; expected True or False.")
     weight = values.pop("weight")
-    _check(place, method, weight, values)
+    if inputs.OTHERS in method.needs and not others:
+        raise ConfigError(
+            f"{place} ({method.name}) compares with several references, but config.reference.others is empty; "
+            "name there where the parameters of the further ones come from."
+        )
+    _check(place, method, weight, values, others)
     return bind(name, method, stream, weight, values)
 
 
-def _check(place: str, method: registry.Method, weight: Any, hyperparameters: dict[str, Any]) -> None:
+def _check(place: str, method: registry.Method, weight: Any, hyperparameters: dict[str, Any], others: int) -> None:
     """Traces the loss on dummy arrays at both ends of every schedule, so that its own domain checks speak."""
-    arrays = {name: inputs.dummy(argument) for name, argument in method.inputs.items()}
+    arrays = {name: inputs.dummy(argument, others) for name, argument in method.inputs.items()}
     if "key" in method.arguments:
         arrays["key"] = jax.random.key(0)
     try:

@@ -12,7 +12,7 @@ from jaxpref.errors import ConfigError
 from jaxpref.objectives import registry
 from jaxpref.objectives.inputs import PROMPT_LENGTHS
 from jaxpref.training import blueprint, costs, inputs, mesh, starting
-from jaxpref.training.reference import CHANNEL
+from jaxpref.training.reference import CHANNEL, OTHERS
 from jaxpref.training.state import reference_of
 
 
@@ -60,12 +60,14 @@ def program(sections: Sections, devices: jax.sharding.Mesh) -> Program:
         model = starting.named_architecture(sections.model)
     else:
         model = starting.architecture(sections.model, starting.resolve(sections.init_from))
-    objective = objectives.build(sections.objectives)
+    others = len(sections.reference.others)
+    objective = objectives.build(sections.objectives, others=others)
     shape = declared_shape(sections, objective, costs.machine(model.config, devices))
-    cached = frozenset({CHANNEL}) if sections.reference.kind == "cached" else frozenset()
+    cached = {CHANNEL: ()} if sections.reference.kind == "cached" else {}
+    cached |= {OTHERS: (others,)} if others else {}
     steps = sections.train.steps or sections.optimizer.warmup_steps + 1  # without data, epochs say nothing
     drawn = blueprint.draw(sections, devices, model, objective, steps=steps)
-    step = blueprint.compile_step(drawn, shape.layout, sections, cached=cached)
+    step = blueprint.compile_step(drawn, shape.layout, sections, cached=frozenset(cached))
     references = {"frozen": drawn.shapes.params["model"], "adapter_off": models.adapters.OFF}
     reference = references.get(sections.reference.kind)
     return Program(drawn, shape, reference, step, _batch(shape, cached, devices))
@@ -100,13 +102,14 @@ def declared_shape(sections: Sections, objective: objectives.Total, machine: cos
     return layouts.batch_shape(streams, final=final, **inputs.given_sizes(batch, machine))
 
 
-def _batch(shape: layouts.BatchShape, cached: frozenset[str], devices: jax.sharding.Mesh):
-    """Shapes and places of a batch's arrays."""
+def _batch(shape: layouts.BatchShape, cached: dict[str, tuple[int, ...]], devices: jax.sharding.Mesh):
+    """Shapes and places of a batch's arrays; ``cached`` gives the axes of a channel behind those of the tokens."""
     empty = layouts.plan(dict.fromkeys(shape.streams, ()), shape)
     examples = {}
     for name, stream in shape.streams.items():
-        tokens = jax.ShapeDtypeStruct((stream.examples, stream.responses, stream.response), "float32")
-        side = empty.examples[name].side | dict.fromkeys(cached, tokens)
+        tokens = stream.examples, stream.responses, stream.response
+        channels = {channel: jax.ShapeDtypeStruct((*tokens, *axes), "float32") for channel, axes in cached.items()}
+        side = empty.examples[name].side | channels
         examples[name] = empty.examples[name]._replace(side=side)
     batch = empty._replace(examples=examples)
     return jax.tree.map(

@@ -12,7 +12,7 @@ from jaxpref.configuration import Sections
 from jaxpref.errors import ConfigError, DataError
 from jaxpref.training import blueprint, costs, inputs, mesh, selfcheck, starting, state, trees
 from jaxpref.training.digest import digest, leaf_digests
-from jaxpref.training.reference import CHANNEL, ReferenceCache
+from jaxpref.training.reference import CHANNEL, OTHERS, Other, ReferenceCache, attach_others
 
 
 class Assembly(NamedTuple):
@@ -29,6 +29,7 @@ class Assembly(NamedTuple):
         reference: the reference's parameters, ``adapters.OFF``, or None; one that moves is part of the state.
         cache: cached reference log-probs, or None.
         start: digest of the parameters that ``init_from`` gave; empty from scratch.
+        others: further references.
     """
 
     mesh: jax.sharding.Mesh
@@ -47,11 +48,12 @@ class Assembly(NamedTuple):
     reference: Any
     cache: ReferenceCache | None
     start: str
+    others: tuple[Other, ...] = ()
 
     @property
     def cached(self) -> frozenset[str]:
         """Channels that travel with the examples."""
-        return frozenset() if self.cache is None else frozenset({CHANNEL})
+        return frozenset({CHANNEL} if self.cache is not None else ()) | frozenset({OTHERS} if self.others else ())
 
     def identity(self) -> dict[str, Any]:
         """What a checkpoint must share with the run that continues it."""
@@ -64,10 +66,15 @@ class Assembly(NamedTuple):
 
     def place(self, step: int):
         """The global batch of a step, on its devices."""
-        examples = self.inputs.examples(step)
-        batch = data.layouts.plan(examples, self.inputs.shape)
+        return self.place_examples(self.inputs.examples(step), self.inputs.shape)
+
+    def place_examples(self, examples: Mapping[str, list[data.Tokenized]], shape: data.layouts.BatchShape):
+        """A batch of these examples of each stream with what is cached of them, on its devices."""
+        batch = data.layouts.plan(examples, shape)
         if self.cache is not None:
-            batch = self.cache.attach(batch, examples, self.inputs.shape)
+            batch = self.cache.attach(batch, examples, shape)
+        if self.others:
+            batch = attach_others(self.others, batch, examples, shape)
         return mesh.place_batch(batch, self.mesh)
 
     def compile_step(self):
@@ -118,15 +125,18 @@ def assemble(
         params = {"model": starting.quantized(params, model, devices, sections.adapter.base), "heads": heads}
         params |= starting.draw_adapter(sections.adapter, model, devices, seed=sections.seed)
         fresh = blueprint.create(drawn, params, objective_state)
+        make_cache = functools.partial(
+            ReferenceCache,
+            sections.reference.cache or f"{workdir}/reference",
+            dtype=model.dtype.name,
+            keep=keep and jax.process_index() == 0,
+        )
+        open_cache = functools.cache(make_cache)  # one for each set of parameters, however often it is named
         reference = load_reference(sections, drawn, fresh.params["model"], stages)
+        others = load_others(sections, drawn, stages, loaded.tokenizer)
         cache = None
         if sections.reference.kind == "cached":
-            cache = ReferenceCache(
-                sections.reference.cache or f"{workdir}/reference",
-                parameters=digest(reference),
-                dtype=model.dtype.name,
-                keep=keep and jax.process_index() == 0,
-            )
+            cache = open_cache(parameters=digest(reference))
         elif sections.reference.kind == "moving":
             fresh, reference = fresh._replace(reference={"model": reference}), None
         start = digest(fresh.params["model"]) if source.kind != "scratch" else ""
@@ -141,6 +151,7 @@ def assemble(
         reference=reference,
         cache=cache,
         start=start,
+        others=tuple(Other(open_cache(parameters=digest(params)), params) for params in others),
     )
 
 
@@ -160,7 +171,7 @@ def load_inputs(sections: Sections, devices: jax.sharding.Mesh, stages: epath.Pa
     source = starting.resolve(sections.init_from, stages)
     tokenizer = starting.load_tokenizer(sections.tokenizer.path, source)
     template = starting.template_name(sections.tokenizer.template, tokenizer)
-    objective = objectives.build(sections.objectives)
+    objective = objectives.build(sections.objectives, others=len(sections.reference.others))
     machine = costs.machine(
         starting.architecture(sections.model, source).config,
         devices,
@@ -252,9 +263,31 @@ def load_reference(sections: Sections, drawn: blueprint.Blueprint, policy, stage
         return models.adapters.OFF
     if not path:
         return jax.tree.map(lambda leaf: leaf.copy(), policy)  # the policy's own buffers are donated
-    section, source = starting.unnamed(sections.model), starting.resolve(path, stages)
-    other, params = starting.load_model(section, source, drawn.mesh, seed=sections.seed)
-    starting.check_same_architecture(drawn.model, other, f"config.reference.path={path!r}")
+    return _load_named(sections, drawn, f"config.reference.path={path!r}", starting.resolve(path, stages))
+
+
+def load_others(sections: Sections, drawn: blueprint.Blueprint, stages, tokenizer) -> list[Any]:
+    """The parameters of the further references, in their order.
+
+    Raises:
+        ConfigError: no objective needs them, or one has another tokenizer.
+        ModelError: one is another architecture.
+    """
+    others = sections.reference.others
+    if others and not any(OTHERS in term.needs for term in drawn.objective.terms.values()):
+        raise ConfigError(
+            "config.reference.others is set, but no objective compares with several references; leave it out."
+        )
+    sources = {f"config.reference.others[{n}]={p!r}": starting.resolve(p, stages) for n, p in enumerate(others)}
+    for where, source in sources.items():
+        starting.check_same_tokenizer(tokenizer, source, where)
+    return [_load_named(sections, drawn, where, source) for where, source in sources.items()]
+
+
+def _load_named(sections: Sections, drawn: blueprint.Blueprint, where: str, source: starting.Source):
+    """The parameters of a reference that a field of the config names."""
+    model, params = starting.load_model(starting.unnamed(sections.model), source, drawn.mesh, seed=sections.seed)
+    starting.check_same_architecture(drawn.model, model, where)
     return params
 
 

@@ -45,7 +45,9 @@ def read(channels: Channels, examples: Examples, needs: frozenset[str], term: st
     outputs = {}
     for need in needs:
         if need in examples.side:
-            outputs[need] = jax.lax.stop_gradient(jnp.where(examples.mask, examples.side[need], 0))
+            values = examples.side[need]
+            mask = examples.mask.reshape(examples.mask.shape + (1,) * (values.ndim - examples.mask.ndim))
+            outputs[need] = jax.lax.stop_gradient(jnp.where(mask, values, 0))
         elif need == "score":
             outputs[need] = gather_last(channels[f"score/{term}"], examples)
         else:

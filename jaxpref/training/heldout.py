@@ -11,7 +11,7 @@ from jaxpref import configuration
 from jaxpref.data import Dataset, Tokenized, layouts
 from jaxpref.errors import ConfigError
 from jaxpref.objectives import Total
-from jaxpref.training import inputs, mesh, state
+from jaxpref.training import inputs, state
 from jaxpref.training.assembly import Assembly, load_stream
 
 
@@ -140,7 +140,7 @@ def score_all(evaluation: Evaluation, parts: Assembly, current: state.TrainState
     params = state.averaged(current, parts.trainable)
     reference = state.reference_of(current, parts.reference)
     for examples in evaluation.batches(seed):
-        batch = place(evaluation, parts, examples)
+        batch = parts.place_examples({evaluation.name: examples}, evaluation.shape)
         outputs, metrics = evaluation.score(params, states, reference, jax.random.key(seed), current.step, batch)
         for name, pair in metrics.items():
             totals[name] = totals.get(name, 0) + np.array([float(value) for value in pair])
@@ -150,15 +150,6 @@ def score_all(evaluation: Evaluation, parts: Assembly, current: state.TrainState
                 collected.setdefault(term, {}).setdefault(channel, []).append(np.asarray(values)[: len(examples)])
     means = {name: float(total / count) for name, (total, count) in totals.items() if count}
     return means, {t: {c: np.concatenate(v) for c, v in channels.items()} for t, channels in collected.items()}
-
-
-def place(evaluation: Evaluation, parts: Assembly, examples: list[Tokenized]):
-    """A planned batch of held-out examples on its devices."""
-    streams = {evaluation.name: examples}
-    batch = layouts.plan(streams, evaluation.shape)
-    if parts.cache is not None:
-        batch = parts.cache.attach(batch, streams, evaluation.shape)
-    return mesh.place_batch(batch, parts.mesh)
 
 
 def patience(section, progress: Mapping[str, Any], results: Mapping[str, float]) -> dict[str, Any]:

@@ -92,9 +92,7 @@ def run(config, workdir: str, *, dry_run: bool = False, stages: epath.Path | Non
 
         # -------------------------------------------------------------------------------------------------- reference
         starts_at_reference = first == 0 and parts.starts_at_reference()
-        if parts.cache is not None:
-            precompute.fill_run(parts, [] if dry_run else evaluations, range(first, steps), say)
-            parts = parts._replace(reference=None)
+        parts = precompute.fill_run(parts, [] if dry_run else evaluations, range(first, steps), say)
 
         # ------------------------------------------------------------------------------------------------------ steps
         train_step = parts.compile_step()

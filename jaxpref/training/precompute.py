@@ -1,4 +1,4 @@
-"""Fills the cache of reference log-probs: every example of every step and evaluation, each content once."""
+"""Fills the caches of reference log-probs: every example of every step and evaluation, each content once."""
 
 from collections.abc import Iterable, Iterator
 
@@ -7,7 +7,7 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxpref import models
-from jaxpref.batch import Batch, gather
+from jaxpref.batch import Batch, Layout, gather
 from jaxpref.data import Tokenized, layouts
 from jaxpref.training import engine, mesh
 from jaxpref.training.assembly import Assembly
@@ -15,13 +15,22 @@ from jaxpref.training.heldout import Evaluation
 from jaxpref.training.reference import ReferenceCache, distinct, keys_of
 
 
-def fill_run(parts: Assembly, evaluations: Iterable[Evaluation], steps: range, report=print) -> None:
-    """Fills a run's cache with what these steps and evaluations will read."""
-    scoring = (parts.model, parts.reference)
-    fill(parts.cache, _training_examples(parts, steps), *scoring, parts.inputs.shape, parts.mesh, report)
-    for evaluation in evaluations:
-        held_out = ((evaluation.name, e) for batch in evaluation.batches(parts.sections.seed) for e in batch)
-        fill(parts.cache, held_out, *scoring, evaluation.shape, parts.mesh, report)
+def fill_run(parts: Assembly, evaluations: Iterable[Evaluation], steps: range, report=print) -> Assembly:
+    """Fills a run's caches with what these steps and evaluations will read.
+
+    Returns:
+        The parts without the parameters that nothing reads any more.
+    """
+    scoring = [(other.cache, other.params) for other in parts.others]
+    if parts.cache is not None:
+        scoring.insert(0, (parts.cache, parts.reference))
+        parts = parts._replace(reference=None)
+    for cache, reference in scoring:
+        fill(cache, _training_examples(parts, steps), parts.model, reference, parts.inputs.shape, parts.mesh, report)
+        for evaluation in evaluations:
+            held_out = ((evaluation.name, e) for batch in evaluation.batches(parts.sections.seed) for e in batch)
+            fill(cache, held_out, parts.model, reference, evaluation.shape, parts.mesh, report)
+    return parts._replace(others=tuple(other._replace(params=None) for other in parts.others))
 
 
 def _training_examples(parts: Assembly, steps: range) -> Iterator[tuple[str, Tokenized]]:
@@ -65,15 +74,13 @@ def fill(
         if not cache.covers(batch)
     ]
     if batches:
-        report(f"Scoring {sum(len(b) for _, b in batches)} examples with the reference, once, for {cache.directory}.")
-    score = jax.jit(
-        lambda params, batch: score_batch(model, shape, params, batch),
-        out_shardings=NamedSharding(devices, PartitionSpec()),
-    )
+        report(f"Scoring {sum(len(b) for _, b in batches)} examples with a reference, once, for {cache.directory}.")
+    # One function for all references, so that it is compiled once.
+    score = jax.jit(score_batch, static_argnums=(0, 1), out_shardings=NamedSharding(devices, PartitionSpec()))
     running: tuple | None = None
     for name, chosen in batches:
         streams = {other: chosen if other == name else [] for other in shape.streams}
-        scored = score(reference, mesh.place_batch(layouts.plan(streams, shape), devices))[name]
+        scored = score(model, shape.layout, reference, mesh.place_batch(layouts.plan(streams, shape), devices))[name]
         if running is not None:  # written while the devices work on the next batch
             cache.add(_entries(*running))
         running = chosen, scored
@@ -85,10 +92,10 @@ def _cut(examples: list[Tokenized], size: int) -> list[list[Tokenized]]:
     return [examples[start : start + size] for start in range(0, len(examples), size)]
 
 
-def score_batch(model: models.Transformer, shape: layouts.BatchShape, params, batch: Batch):
+def score_batch(model: models.Transformer, layout: Layout, params, batch: Batch):
     """Log-probs ``[N, K, L]`` of every stream's examples."""
     channels = engine.all_channels(
-        lambda params, rows: models.channels(model, {"model": params}, rows, shape.layout, frozenset({"logps"})),
+        lambda params, rows: models.channels(model, {"model": params}, rows, layout, frozenset({"logps"})),
         params,
         batch,
     )

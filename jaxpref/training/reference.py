@@ -12,13 +12,15 @@ import hashlib
 import io
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 from etils import epath
 
 from jaxpref.batch import Batch
-from jaxpref.data.layouts import BatchShape
+from jaxpref.data.layouts import BatchShape, StreamShape
 from jaxpref.errors import CheckpointError
+from jaxpref.objectives.inputs import OTHERS
 
 CHANNEL = "ref_logps"
 
@@ -92,7 +94,7 @@ class ReferenceCache:
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
             unfinished.write_bytes(packed)
-            unfinished.rename(part)
+            unfinished.replace(part)  # another writer may have been first, with the same bytes
         except OSError as error:
             raise CheckpointError(
                 f"reference log-probs cannot be written to {self.directory} ({error}); set config.reference.cache."
@@ -100,14 +102,15 @@ class ReferenceCache:
 
     def attach(self, batch: Batch, streams: Mapping[str, Sequence], shape: BatchShape) -> Batch:
         """Adds cached log-probs to a planned batch, as side input ``ref_logps`` ``[N, K, L]``; a missing one raises."""
-        examples = dict(batch.examples)
-        for name, stream in shape.streams.items():
-            values = np.zeros((stream.examples, stream.responses, stream.response), self.dtype)
-            for n, example in enumerate(streams[name]):
-                for k, key in enumerate(keys_of(example)):
-                    values[n, k, : len(example.responses[k])] = self[key, example.origin]
-            examples[name] = examples[name]._replace(side=examples[name].side | {CHANNEL: values})
-        return batch._replace(examples=examples)
+        return _beside(batch, CHANNEL, {name: self.read(streams[name], shape.streams[name]) for name in shape.streams})
+
+    def read(self, examples: Sequence, stream: StreamShape) -> np.ndarray:
+        """Log-probs ``[N, K, L]`` of the examples of a stream; a missing one raises."""
+        values = np.zeros((stream.examples, stream.responses, stream.response), self.dtype)
+        for n, example in enumerate(examples):
+            for k, key in enumerate(keys_of(example)):
+                values[n, k, : len(example.responses[k])] = self[key, example.origin]
+        return values
 
     def __getitem__(self, key_and_origin: tuple[str, str]) -> np.ndarray:
         key, origin = key_and_origin
@@ -116,6 +119,35 @@ class ReferenceCache:
                 f"{origin}: no reference log-probs in {self.directory}; they were computed for other tokens."
             )
         return self._entries[key]
+
+
+class Other(NamedTuple):
+    """A further reference, whatever kind the first one is.
+
+    Attributes:
+        cache: its log-probs.
+        params: its parameters, until the cache holds what the run reads; then None.
+    """
+
+    cache: ReferenceCache
+    params: Any
+
+
+def attach_others(others: Sequence[Other], batch: Batch, streams: Mapping[str, Sequence], shape: BatchShape) -> Batch:
+    """Adds the log-probs of further references, in their order: side input ``other_ref_logps`` ``[N, K, L, O]``."""
+    values = {
+        name: np.stack([other.cache.read(streams[name], stream) for other in others], axis=-1)
+        for name, stream in shape.streams.items()
+    }
+    return _beside(batch, OTHERS, values)
+
+
+def _beside(batch: Batch, channel: str, values: Mapping[str, np.ndarray]) -> Batch:
+    """The batch with a channel of each stream beside its examples."""
+    examples = {
+        name: stream._replace(side=stream.side | {channel: values[name]}) for name, stream in batch.examples.items()
+    }
+    return batch._replace(examples=examples)
 
 
 def _pack(entries: Mapping[str, np.ndarray]) -> bytes:

@@ -25,7 +25,7 @@ class Source(NamedTuple):
 
 
 def resolve(name: str, stages: epath.Path | None = None) -> Source:
-    """Finds what ``init_from`` or ``reference.path`` names.
+    """Finds what ``init_from``, ``reference.path`` or one of ``reference.others`` names.
 
     Args:
         name: empty (from scratch), ``stage:<name>``, ``hf://org/name``, a run folder, or a Hugging Face directory.
@@ -224,6 +224,18 @@ def check_same_architecture(policy: models.Transformer, reference: models.Transf
         raise ModelError(
             f"{where} is another architecture than the policy: the {difference}; "
             "channels of both come from one forward, so use a reference of the same architecture."
+        )
+
+
+def check_same_tokenizer(tokenizer: data.tokenizers.Tokenizer, source: Source, where: str) -> None:
+    """Raises ConfigError when a reference was trained with other tokens; a folder without a tokenizer says nothing."""
+    folder = epath.Path(source.path) / (TOKENIZER_FOLDER if source.kind == "run" else "")
+    if not (folder / "tokenizer.json").exists():
+        return
+    if data.tokenizers.load(folder).vocabulary() != tokenizer.vocabulary():
+        raise ConfigError(
+            f"{where} has another tokenizer than the policy, so that the same ids are other tokens; "
+            "use a reference with the policy's tokenizer."
         )
 
 

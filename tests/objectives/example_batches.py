@@ -9,6 +9,7 @@ from jaxpref import objectives
 from jaxpref.batch import Examples
 from jaxpref.data.layouts import PER_RESPONSE
 from jaxpref.objectives import registry
+from jaxpref.objectives.inputs import OTHERS
 
 NAMES = [row.name for row in objectives.catalogue()]
 TOKENS = 5
@@ -44,6 +45,8 @@ def batch(name, *, examples=6, padding=2, seed=0, needs=None):
             outputs[channel] = -rng.gamma(1.0, 1.0, mask.shape) * mask
         if channel == "sum_p2":
             outputs[channel] = rng.uniform(0.1, 1.0, mask.shape) * mask
+        if channel == OTHERS:
+            outputs[channel] = -rng.gamma(1.0, 1.0, (*mask.shape, 2)) * mask[..., None]
     side = {"weight": np.ones(examples)} if method.per_example else {}
     for argument in method.arguments:
         for column in method.inputs[argument].sides if argument in method.inputs else ():

@@ -9,7 +9,8 @@ import pytest
 
 from jaxpref import configuration, models, objectives
 from jaxpref.objectives import registry
-from jaxpref.training import assembly
+from jaxpref.objectives.inputs import OTHERS
+from jaxpref.training import assembly, mesh, precompute, starting
 
 pytestmark = pytest.mark.slow
 
@@ -52,9 +53,21 @@ def config(name: str, folder):
     made.objectives.term = objectives.config(name)
     compares = method.needs & models.vocabulary.OF_REFERENCE and not method.reference_free(method.defaults)
     made.reference.kind = "frozen" if compares else "none"
+    if OTHERS in method.needs:
+        made.reference.others = (str(another(made, folder / "another")),)
     made.optimizer.name, made.optimizer.learning_rate, made.optimizer.clip_norm = "sgd", 1e-3, 0.0
     made.batch.examples, made.train.steps = 3, 1
     return made
+
+
+def another(made, folder):
+    """A folder with a model as the config's, of another seed."""
+    sections = configuration.sections(made)
+    devices = mesh.make_mesh(sections.mesh)
+    with jax.set_mesh(devices):
+        model, params = starting.load_model(sections.model, starting.Source("scratch", ""), devices, seed=1)
+        models.save_hf(model, params, folder)
+    return folder
 
 
 @pytest.mark.parametrize("name", sorted(registry.METHODS))
@@ -62,6 +75,7 @@ def test_a_small_step_lowers_the_loss(name, tmp_path):
     """On the same batch, with the state, the step and the key of before."""
     parts = assembly.assemble(configuration.sections(config(name, tmp_path)), str(tmp_path), report=lambda _: None)
     with jax.set_mesh(parts.mesh):
+        parts = precompute.fill_run(parts, [], range(1), lambda _: None)
         step, batch, key = parts.compile_step(), parts.place(0), jax.random.key(0)
         frozen = jax.tree.map(jnp.copy, parts.state.objective)
         moved, before = step(parts.state, parts.reference, key, batch)

@@ -63,6 +63,13 @@ def test_a_content_that_is_scored_again_keeps_its_first_value(tmp_path):
     assert len(list(cache.directory.glob("part-*"))) == 1
 
 
+def test_two_writers_of_the_same_entries_write_one_part(tmp_path):
+    one, other = open_cache(tmp_path), open_cache(tmp_path)
+    for cache in (one, other):
+        cache.add({"k": np.array([-1.0, -2.0])})
+    assert len(list(one.directory.iterdir())) == 1
+
+
 def test_attach_puts_each_value_beside_its_token(tmp_path):
     pair = example([1, 2], [3, 4, 7])
     cache = open_cache(tmp_path)
