@@ -155,8 +155,7 @@ def run(quick: bool) -> lab.Outcome:
         for n, rate in enumerate(rates)
     }
     gains = {name: metrics["gain"].T for name, metrics in found.items()}
-    figure = plots.bands(
-        [100 * rate for rate in rates], gains, title="Gain over the reference in states not trained on",
-        xlabel="labels flipped (%)", ylabel="share of the optimum's gain",
-    )  # fmt: skip
+    title, share = "Gain over the reference in states not trained on", "share of the optimum's gain"
+    percent = [100 * rate for rate in rates]
+    figure = plots.bands(percent, gains, title=title, xlabel="labels flipped (%)", ylabel=share)
     return lab.Outcome(measured | rows, checks, figure)
