@@ -1,6 +1,6 @@
 """Data: records become token examples, streams of them an order, and steps of the order planned batches."""
 
-from jaxpref.data import layouts, order, records, show, sizing, sources, templates, tokenizers
+from jaxpref.data import layouts, order, records, samples, show, sizing, sources, templates, tokenizers
 from jaxpref.data.dataset import Dataset, Lengths, load_stream
 from jaxpref.data.records import KINDS, Tokenized
 
@@ -13,6 +13,7 @@ __all__ = [
     "load_stream",
     "order",
     "records",
+    "samples",
     "show",
     "sizing",
     "sources",

@@ -3,12 +3,12 @@
 import dataclasses
 import hashlib
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from jaxpref.data import matching, records, sources, templates, transforms
+from jaxpref.data import matching, records, samples, sources, templates, transforms
 from jaxpref.data.examples import Ledger, Lengths, one_of, tokenise
 from jaxpref.data.records import Record, Tokenized
 from jaxpref.data.tokenizers import Tokenizer
@@ -64,6 +64,7 @@ def load_stream(
     *,
     template: str = "none",
     name: str = "data",
+    reads: Collection[str] = (),
 ) -> Dataset:
     """Reads one data stream.
 
@@ -78,6 +79,8 @@ def load_stream(
         length: fields of :class:`Lengths`.
         template: one of ``templates.NAMES``.
         name: of the stream, for messages.
+        reads: what objectives read beside the rows' own responses and numbers: ``samples`` and ``ids``
+            (:mod:`jaxpref.data.samples`).
 
     Raises:
         ConfigError: an unknown or contradictory field.
@@ -89,6 +92,8 @@ def load_stream(
     ledger = Ledger(stream.get("on_bad_row", "error"))
     layout = templates.load(template, tokenizer)
     groups = [_read(entry, kind, stream, ledger) for entry in entries]
+    if samples.FIELD in reads and kind in samples.REQUIRED:
+        groups = [samples.taken(group, ledger) for group in groups]
     if "prob_desirable" in stream:
         groups = matching.estimated(f"data.{name}.prob_desirable", stream["prob_desirable"], groups)
     tokenised = [tokenise(group, tokenizer, layout, rule, ledger) for group in groups]
@@ -97,6 +102,9 @@ def load_stream(
         reasons = ", ".join([*ledger.dropped, *ledger.problems]) or "the source is empty"
         raise DataError(f"stream {name!r} has no example left of {ledger.read} rows read ({reasons}).")
     examples, notes = _complete(examples)
+    if kind in samples.REQUIRED:
+        examples, further = samples.prepared(kind, examples, reads)
+        notes += further
     problems = (*ledger.problems, *notes)
     return Dataset(name, kind, examples, ledger.counts(len(examples)), problems, fingerprint(kind, examples))
 
@@ -200,6 +208,8 @@ def _read(entry: dict[str, Any], kind: str, stream: dict[str, Any], ledger: Ledg
             rows = transform.rows(row, int(origin.rpartition(":")[2]) - 1, leave_out)
             separator = stream.get("step_separator", "\n")
             parsed = [record for each in rows for record in records.parse(kind, each, step_separator=separator)]
+            for record in parsed:
+                ledger.check_widths(record)
         except DataError as error:
             ledger.bad(origin, error)
             continue

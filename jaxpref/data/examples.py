@@ -61,6 +61,7 @@ class Ledger:
         self.skip = on_bad_row == "skip"
         self.read = self.skipped = 0
         self.dropped, self.truncated, self.problems = Counter(), Counter(), []
+        self._widths: dict[str, int] = {}
 
     def bad(self, origin: str, error: DataError) -> None:
         if not self.skip:
@@ -68,6 +69,14 @@ class Ledger:
         self.skipped += 1
         if len(self.problems) < PROBLEMS_KEPT:
             self.problems.append(f"{origin}: {error}")
+
+    def check_widths(self, record: Record) -> None:
+        """Raises DataError where a list of numbers is not as long as in the rows before."""
+        for key in records.VECTORS:
+            size = len(record.side.get(key, ()))
+            if size and self._widths.setdefault(key, size) != size:
+                expected = self._widths[key]
+                raise DataError(f"field {key!r} holds {size} numbers; expected {expected}, as in the rows before it.")
 
     def counts(self, kept: int) -> dict[str, Any]:
         return {
@@ -85,7 +94,8 @@ def tokenise(
         try:
             texts = record.prompts or (record.prompt,)
             prompts = [template.prompt(text) for text in texts]
-            answers = [_answer(template, *both) for both in zip(itertools.cycle(texts), record.responses, strict=False)]
+            given = record.responses + record.samples
+            answers = [_answer(template, *both) for both in zip(itertools.cycle(texts), given, strict=False)]
         except DataError as error:
             ledger.bad(origin, error)
             continue
@@ -96,7 +106,7 @@ def tokenise(
     encoded = templates.encode(tokenizer, jobs)
     examples = []
     for origin, record, first in places:
-        parts = encoded[first : first + (len(record.prompts) or 1) + len(record.responses)]
+        parts = encoded[first : first + (len(record.prompts) or 1) + len(record.responses) + len(record.samples)]
         try:
             example = _assemble(origin, record, parts, tokenizer, template, rule, ledger)
         except DataError as error:
@@ -128,12 +138,16 @@ def _assemble(
 ) -> Tokenized | None:
     count, bos = len(record.prompts) or 1, [tokenizer.bos_id]
     written, answers = [ids for ids, *_ in parts[:count]], parts[count:]
+    required = len(record.responses)
     if template.bos:
         written = [ids if ids[:1] == bos else bos + ids for ids in written]
     for prompt in written:
         _check_beginning(prompt, answers, tokenizer)
-    if not _fits(max(written, key=len), answers, rule, ledger):
+    longest = max((len(ids) for ids, *_ in answers[:required]), default=0)
+    if not _fits({"prompt": max(map(len, written)), "response": longest}, rule, ledger):
         return None
+    fitting = [sample for sample in answers[required:] if _fits({"sample": len(sample[0])}, rule, ledger)]
+    answers = answers[:required] + fitting
     cuts = Counter()
     prompts = [_cut_prompt(prompt, rule, prompt[:1] == bos, cuts) for prompt in written]
     responses = [_cut(ids, rule.response, rule.response_keep) for ids, *_ in answers]
@@ -142,11 +156,11 @@ def _assemble(
         if rule.response and len(ids) > rule.response:
             lost = " (and lost its end-of-sequence token)" if rule.response_keep == "start" else ""
             cuts[f"a response was cut to its {'first' if lost else 'last'} {rule.response} tokens{lost}"] += 1
-    if not all(map(any, masks)):
+    if not all(map(any, masks[:required])):
         ledger.dropped["no target token left"] += 1
         return None
-    if (record.prompts or len(responses) == 2) and _repeated(prompts, responses):
-        whole = _repeated(written, [ids for ids, *_ in answers])
+    if (record.prompts or required == 2) and _repeated(prompts, responses[:required]):
+        whole = _repeated(written, [ids for ids, *_ in answers[:required]])
         ledger.dropped["identical responses" if whole else "identical responses after truncation"] += 1
         return None
     prompt, side, shown = prompts[0], record.side, {"prompt": _shown(record.prompt)}
@@ -198,16 +212,16 @@ def _check_beginning(prompt: list[int], answers, tokenizer: Tokenizer) -> None:
         )
 
 
-def _fits(prompt: list[int], answers, rule: Lengths, ledger: Ledger) -> bool:
-    """Whether an example stays, be it cut later; one that is too long raises, or is dropped and counted."""
-    sizes = {"prompt": len(prompt), "response": max((len(ids) for ids, *_ in answers), default=0)}
+def _fits(sizes: dict[str, int], rule: Lengths, ledger: Ledger) -> bool:
+    """Whether parts of an example stay, be they cut later; one that is too long raises, or is dropped and counted."""
     for part, size in sizes.items():
-        allowed = getattr(rule, part)
+        field = "prompt" if part == "prompt" else "response"
+        allowed = getattr(rule, field)
         if not allowed or size <= allowed or rule.on_long == "truncate":
             continue
         if rule.on_long == "error":
             raise DataError(
-                f"the {part} has {size} tokens; length.{part} allows {allowed} (length.on_long may be 'truncate' or "
+                f"the {part} has {size} tokens; length.{field} allows {allowed} (length.on_long may be 'truncate' or "
                 "'drop')."
             )
         ledger.dropped[f"{part} longer than {allowed} tokens"] += 1

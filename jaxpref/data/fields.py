@@ -101,6 +101,18 @@ def number(value: Any, name: str, kind: type) -> float | int | bool:
     raise DataError(f"field {name!r} is {kind_of(value)}; expected {wanted}.")
 
 
+def numbers(value: Any, name: str, allowed: tuple[float, ...] = ()) -> np.ndarray:
+    """A list of finite numbers, of the ``allowed`` ones where there are any; float32."""
+    if not isinstance(value, list | tuple | np.ndarray) or not len(value):
+        raise DataError(f"field {name!r} is {kind_of(value)}; expected a list of numbers.")
+    found = [number(entry, f"{name}[{n}]", float) for n, entry in enumerate(value)]
+    for n, entry in enumerate(found):
+        if allowed and entry not in allowed:
+            wanted = " or ".join(f"{each:g}" for each in allowed)
+            raise DataError(f"field '{name}[{n}]' is {entry:g}; expected {wanted}.")
+    return np.array(found, np.float32)
+
+
 def missing(row: Mapping, name: str) -> DataError:
     """The error for a field that a row lacks."""
     return DataError(f"field '{name}' is missing; the row has {', '.join(map(repr, row)) or 'no fields'}.")

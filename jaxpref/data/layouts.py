@@ -22,6 +22,7 @@ The plan is a pure function of the examples' tokens: every process computes the 
 
 import math
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -44,6 +45,7 @@ class StreamShape(NamedTuple):
         prompt, response: tokens of the longest.
         sides: names of side inputs.
         partnered: whether response 1 is a mismatched one, which never gets a gradient.
+        widths: side inputs that are lists of numbers -> how many.
     """
 
     examples: int
@@ -52,6 +54,7 @@ class StreamShape(NamedTuple):
     response: int
     sides: tuple[str, ...] = ()
     partnered: bool = False
+    widths: Mapping[str, int] = MappingProxyType({})
 
     @property
     def together(self) -> int:
@@ -261,8 +264,13 @@ def _empty_examples(stream: StreamShape) -> Examples:
         last=np.full(shape[:2], NOWHERE, np.int32),
         micro=np.zeros(shape[:1], np.int32),
         where=np.zeros(shape[:1], bool),
-        side={key: np.zeros(shape[: 1 + (key in PER_RESPONSE)], np.float32) for key in stream.sides},
+        side={key: _empty_side(key, stream) for key in stream.sides},
     )
+
+
+def _empty_side(key: str, stream: StreamShape) -> np.ndarray:
+    axes = (stream.responses,) if key in PER_RESPONSE else (stream.widths[key],) if key in stream.widths else ()
+    return np.zeros((stream.examples, *axes), np.int32 if key == "ids" else np.float32)
 
 
 def _check(example: Any, name: str, stream: StreamShape) -> None:
@@ -280,6 +288,12 @@ def _check(example: Any, name: str, stream: StreamShape) -> None:
     for key in stream.sides:
         if key not in example.side:
             raise DataError(f"{example.origin}: field {key!r} is missing; other rows of stream {name!r} have it.")
+    for key, width in stream.widths.items():
+        if len(example.side[key]) != width:
+            raise DataError(
+                f"{example.origin}: field {key!r} holds {len(example.side[key])} numbers in stream {name!r}; "
+                f"expected {width}."
+            )
 
 
 def footprint(example: Any, layout: Layout, *, final: bool) -> np.ndarray:

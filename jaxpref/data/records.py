@@ -17,11 +17,11 @@ prompts          ``prompt`` or ``messages``
 ================ =====================================================================================
 
 Every prompt and response is a string or a list of messages. A file of pairs also serves as demonstrations (the chosen
-response), as unpaired data (two rows a pair) and as prompts.
+response), as unpaired data (two rows a pair) and as prompts. Rows of pairs and demonstrations may have ``samples``, a
+list of further responses that a model gave to the prompt (:mod:`jaxpref.data.samples`).
 """
 
 import itertools
-import re
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
@@ -29,10 +29,10 @@ import numpy as np
 
 from jaxpref.data import fields
 from jaxpref.data.fields import Message, Text
+from jaxpref.data.transcripts import ASSISTANT
 from jaxpref.errors import DataError
 
 KINDS = ("demonstrations", "pairs", "unpaired", "ranked", "joint", "crossed", "graded", "steps", "prompts")
-HUMAN, ASSISTANT = "\n\nHuman:", "\n\nAssistant:"
 
 # Numbers that objectives may read; a row's other fields go to ``meta``.
 NUMBERS = {
@@ -40,10 +40,12 @@ NUMBERS = {
     "chosen_win_prob": float, "rejected_win_prob": float, "preference_strength": float, "prob_desirable": float,
     "degree": int,
 }  # fmt: skip
+# Lists of numbers, as long in every row of a stream, and the only numbers in them where there are any such.
+VECTORS = {"prefers": (1.0, -1.0), "prompt_embedding": ()}
 SIDES = {
     "demonstrations": ("weight", "user_id"),
-    "pairs": tuple(name for name in NUMBERS if name not in ("prob_desirable", "degree")),
-    "unpaired": ("weight", "user_id", "prob_desirable"),
+    "pairs": (*(name for name in NUMBERS if name not in ("prob_desirable", "degree")), *VECTORS),
+    "unpaired": ("weight", "user_id", "prob_desirable", "prompt_embedding"),
     "ranked": ("weight", "user_id"),
     "joint": ("weight", "user_id"),
     "crossed": ("weight", "user_id"),
@@ -83,6 +85,7 @@ class Record(NamedTuple):
         meta: the row's free fields.
         dropped: why a well-formed row is of no use; empty for a useful one.
         prompts: of each response, where responses have prompts of their own; ``prompt`` is empty then.
+        samples: further responses to the prompt, of which an example may lack any (:mod:`jaxpref.data.samples`).
     """
 
     prompt: Text
@@ -91,6 +94,7 @@ class Record(NamedTuple):
     meta: dict[str, Any]
     dropped: str = ""
     prompts: tuple[Text, ...] = ()
+    samples: tuple[Text, ...] = ()
 
 
 def parse(kind: str, row: Any, *, step_separator: str = "\n") -> list[Record]:
@@ -108,37 +112,11 @@ def parse(kind: str, row: Any, *, step_separator: str = "\n") -> list[Record]:
         raise DataError(f"the row is {fields.kind_of(row)}; expected an object with named fields.")
     row = {key: value for key, value in row.items() if value is not None}
     used, records = _steps(row, step_separator) if kind == "steps" else _READERS[kind](row)
-    side = {name: fields.number(row[name], name, NUMBERS[name]) for name in SIDES[kind] if name in row}
+    given = [name for name in SIDES[kind] if name in row]
+    side = {name: fields.number(row[name], name, NUMBERS[name]) for name in given if name in NUMBERS}
+    side |= {name: fields.numbers(row[name], name, VECTORS[name]) for name in given if name in VECTORS}
     meta = {key: value for key, value in row.items() if key not in used and key not in side}
     return [record._replace(side=side | record.side, meta=meta | record.meta) for record in records]
-
-
-def split_transcripts(chosen: str, rejected: str) -> tuple[str, str, str, bool]:
-    """Splits two Anthropic HH transcripts at the chosen one's last assistant turn.
-
-    The leading space belongs to the responses.
-
-    Returns:
-        (prompt, chosen, rejected, shared): the rejected transcript is cut at the same length; ``shared`` says whether
-        it begins with the prompt. One that does, but goes on for more turns, was not written to this prompt.
-    """
-    cut = chosen.rfind(ASSISTANT) + len(ASSISTANT)
-    return chosen[:cut], chosen[cut:], rejected[cut:], rejected.startswith(chosen[:cut])
-
-
-def transcript_messages(transcript: str) -> tuple[Message, ...]:
-    """The turns of an Anthropic HH transcript; a last turn without words, the cue to answer, is left out."""
-    _, *parts = re.split(r"\n\n(Human|Assistant):", transcript)
-    roles = ("user" if name == "Human" else "assistant" for name in parts[::2])
-    messages = [Message(role, content.strip()) for role, content in zip(roles, parts[1::2], strict=True)]
-    return tuple(messages[:-1] if messages and not messages[-1].content else messages)
-
-
-def diverging_turns(chosen: str, rejected: str) -> tuple[tuple[Message, ...], Message | None, Message | None]:
-    """(common turns, first different turn of each) of two transcripts; None where a transcript has ended."""
-    one, other = transcript_messages(chosen), transcript_messages(rejected)
-    same = next((n for n, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
-    return one[:same], *(turns[same] if same < len(turns) else None for turns in (one, other))
 
 
 def _demonstration(row: Mapping) -> tuple[set[str], list[Record]]:

@@ -24,8 +24,9 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-from jaxpref.data.records import HUMAN, Message, Text, transcript_messages
+from jaxpref.data.records import Message, Text
 from jaxpref.data.tokenizers import Tokenizer
+from jaxpref.data.transcripts import HUMAN, transcript_messages
 from jaxpref.errors import ConfigError, DataError
 
 NAMES = ("none", "chatml", "human-assistant", "tokenizer")

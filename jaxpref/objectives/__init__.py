@@ -6,8 +6,9 @@ total = objectives.build(config.objectives)
 """
 
 from jaxpref.objectives import methods as _methods  # noqa: F401  fills the registry
-from jaxpref.objectives.objective import Objective, Total, build
+from jaxpref.objectives.objective import build
 from jaxpref.objectives.registry import Row, catalogue, config, register
 from jaxpref.objectives.schedules import Schedule
+from jaxpref.objectives.total import Objective, Total
 
 __all__ = ["Objective", "Row", "Schedule", "Total", "build", "catalogue", "config", "register"]

@@ -6,6 +6,7 @@ response 1 the mismatched one (another example's response under this example's p
 many responses as the longest list of the data has, the best first; arguments of its losses have them all, ``[N, K]``.
 Where responses have prompts of their own, these are the responses' first tokens, targets too: joint examples have two
 such responses, the chosen first; crossed ones four, both of a pair under the prompt ``hi``, then under ``lo``.
+Samples, further responses to the prompt that a model gave, come behind those of a pair or a demonstration.
 """
 
 from collections.abc import Callable
@@ -19,6 +20,8 @@ from jaxpref.losses import wpo_weights
 
 OTHERS = "other_ref_logps"  # channel [N, K, L, O] that travels with the examples: log-probs under O further references
 PROMPT_LENGTHS = "prompt_lengths"  # side input: tokens of each response that are its own prompt's
+IDS = "ids"  # side input: the place of an example in its data set, where the data set is trained on
+FIRST_SAMPLE = {"demonstrations": 1, "pairs": 2}  # kind of examples that may have samples -> the first one's response
 
 
 class View(NamedTuple):
@@ -42,7 +45,8 @@ class Input(NamedTuple):
 
     Attributes:
         read: reads it from a :class:`View`.
-        axes: its axes, of N examples, K responses, L tokens, O further references and C classes of a head.
+        axes: its axes, of N examples, K responses, L tokens, m samples, O further references,
+            M objectives, E entries of an embedding and C classes that a head tells apart.
         needs: channels that it reads.
         sides: columns of side inputs that it reads.
         dtype: float, int or bool.
@@ -86,8 +90,11 @@ def _mask(response: int) -> Input:
     return Input(lambda view: view.examples.mask[:, response], axes="NL", dtype=bool)
 
 
-def _side(column: str, dtype: Any = float) -> Input:
-    return Input(lambda view: view.examples.side[column].astype(jnp.result_type(dtype)), sides=(column,), dtype=dtype)
+def _side(column: str, dtype: Any = float, axes: str = "N") -> Input:
+    def read(view):
+        return view.examples.side[column].astype(jnp.result_type(dtype))
+
+    return Input(read, axes=axes, sides=(column,), dtype=dtype)
 
 
 def _score_gap(view: View) -> jax.Array:
@@ -122,6 +129,9 @@ TABLE: dict[str, Input] = {
     "kl_ref_logps": _sums("ref_logps", 1)._replace(partner=True),
     "kl_where": Input(lambda view: view.partners, dtype=bool, partner=True),
     "where": Input(lambda view: view.valid, dtype=bool),
+    "positive_logps": _sums("logps", 0),
+    "positive_lengths": _length(0),
+    "ids": _side(IDS, int),
     # Offline, the responses by which value-incentivised preference optimisation calibrates are the chosen ones.
     "cal_logps": _sums("logps", 0),
     "ref_cal_logps": _sums("ref_logps", 0),
@@ -152,6 +162,8 @@ TABLE: dict[str, Input] = {
     "chosen_probs_lose": _side("rejected_win_prob"),
     "prob_desirable": _side("prob_desirable"),
     "degree_labels": _side("degree", int),
+    "prefers": _side("prefers", axes="NM"),
+    "prompt_embeddings": _side("prompt_embedding", axes="NE"),
 }
 
 
@@ -175,6 +187,28 @@ RANKED: dict[str, Input] = {
     "rewards": Input(_scores, axes="NK", sides=("scores",)),
     "where": TABLE["where"],
 }
+
+
+def _of_samples(first: int) -> dict[str, Input]:
+    """Arguments ``[N, m]`` that read the samples of examples, of which some may have fewer than others."""
+
+    def behind(of_all: Input) -> Input:
+        return of_all._replace(read=lambda view: of_all.read(view)[:, first:], axes="Nm")
+
+    logps, ref_logps = behind(_all_sums("logps")), behind(_all_sums("ref_logps"))
+    return {
+        "online_logps": logps,
+        "ref_online_logps": ref_logps,
+        "negative_logps": logps,
+        "ref_negative_logps": ref_logps,
+        "sample_logps": logps,
+        "ref_sample_logps": ref_logps,
+        "negative_lengths": behind(Input(lambda view: lengths(view.examples))),
+        "sample_mask": behind(RANKED["mask"]),
+    }
+
+
+SAMPLED = {feedback: _of_samples(first) for feedback, first in FIRST_SAMPLE.items()}
 
 
 def scored(view: View, *, prompts: bool) -> View:
@@ -214,7 +248,7 @@ CROSSED: dict[str, Input] = {
 
 def table(feedback: str) -> dict[str, Input]:
     """The arguments that losses on a type of feedback may have."""
-    return {"ranked": RANKED, "joint": JOINT, "crossed": CROSSED}.get(feedback, TABLE)
+    return {"ranked": RANKED, "joint": JOINT, "crossed": CROSSED}.get(feedback) or TABLE | SAMPLED.get(feedback, {})
 
 
 def read(argument: Input, view: View) -> jax.Array:
@@ -225,7 +259,7 @@ def read(argument: Input, view: View) -> jax.Array:
     return jnp.where(where.reshape(-1, *(1,) * (value.ndim - 1)), value, jnp.zeros_like(value))
 
 
-def dummy(argument: Input, others: int = 1) -> jax.ShapeDtypeStruct:
+def dummy(argument: Input, others: int = 1, objectives: int = 2) -> jax.ShapeDtypeStruct:
     """Shape and type of an argument for two examples of four responses of three tokens."""
-    sizes = {"N": 2, "K": 4, "L": 3, "O": others, "C": 4}
+    sizes = {"N": 2, "K": 4, "L": 3, "O": others, "M": objectives, "E": 3, "m": 2, "C": 4}
     return jax.ShapeDtypeStruct(tuple(sizes[axis] for axis in argument.axes), jnp.result_type(argument.dtype))

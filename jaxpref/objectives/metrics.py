@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from jaxpref.batch import lengths
 from jaxpref.losses import scores
-from jaxpref.objectives.inputs import PROMPT_LENGTHS, View, scored
+from jaxpref.objectives.inputs import FIRST_SAMPLE, PROMPT_LENGTHS, View, scored
 from jaxpref.objectives.registry import Method
 
 Metrics = dict[str, tuple[jax.Array, jax.Array]]
@@ -25,12 +25,15 @@ def collect(
     strictly; of a classifier's head, ``accuracy`` says how often the right class has the highest output.
     ``displacement`` is the shift of summed log-probabilities against the reference; ``kl_estimate`` half the squared
     token log-ratio summed over a response, which is zero only where policy and reference agree. Tokens of the
-    responses' own prompts count in all of this where the loss reads them.
+    responses' own prompts count in all of this where the loss reads them. Where a loss reads samples of the policy,
+    ``kl_estimate`` is their mean log-ratio instead.
     """
     count = jnp.sum(view.valid)
     if PROMPT_LENGTHS in method.sides and not any(name.endswith("prompt_logps") for name in arrays):
         view = scored(view, prompts=False)
     metrics = _by_response(method, view)
+    if "online_logps" in arrays:
+        metrics["kl_estimate"] = metrics["displacement_sample"]
     arrays = {name.replace("token_logps", "logps"): _summed(name, array) for name, array in arrays.items()}
     of_prompts = {name.replace("prompt_", ""): array for name, array in arrays.items() if name.endswith("prompt_logps")}
     arrays |= {name: arrays[name] + array for name, array in of_prompts.items()}
@@ -46,9 +49,23 @@ def collect(
     if method.feedback == "ranked":
         metrics |= _ranked(method, view, arrays, hyperparameters)
     for field, value in aux._asdict().items() if aux is not None else ():
-        pair = (value * count, count) if value.ndim == 0 else (_sum(value, view.valid), count)
-        metrics[method.aux_metrics.get(field, field)] = pair
+        name = method.aux_metrics.get(field, field)
+        for column, each in (_numbered(name, value) if value.ndim == 2 else {name: value}).items():
+            metrics[column] = (each * count, count) if each.ndim == 0 else (_sum(each, view.valid), count)
     return {name: (jax.lax.stop_gradient(s), jnp.asarray(n, jnp.result_type(s))) for name, (s, n) in metrics.items()}
+
+
+def of_step(measured: dict[str, jax.Array]) -> Metrics:
+    """Numbers of a whole step; the entries of a vector have numbered names."""
+    numbers: dict[str, jax.Array] = {}
+    for name, value in measured.items():
+        numbers |= _numbered(name, value) if value.ndim else {name: value}
+    return {name: (value, jnp.ones(())) for name, value in numbers.items()}
+
+
+def _numbered(name: str, vectors: jax.Array) -> dict[str, jax.Array]:
+    """The entries of the last axis: ``name_0``, ``name_1``, ..."""
+    return {f"{name}_{n}": vectors[..., n] for n in range(vectors.shape[-1])}
 
 
 def _sum(values: jax.Array, where: jax.Array) -> jax.Array:
@@ -69,6 +86,8 @@ def _by_response(method: Method, view: View) -> Metrics:
     columns = {name: slice(response, response + 1) for response, name in enumerate(names)}
     if method.feedback == "ranked":
         columns = {"response": slice(None)}
+    if method.sampled:
+        columns["sample"] = slice(FIRST_SAMPLE[method.feedback], None)
     logps, ref_logps = view.outputs.get("logps"), view.outputs.get("ref_logps")
     squares, read = 0.0, 0
     for name, place in columns.items():

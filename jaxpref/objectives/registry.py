@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from ml_collections import ConfigDict
 
 from jaxpref.errors import ConfigError
-from jaxpref.objectives.inputs import PROMPT_LENGTHS, Input, table
+from jaxpref.objectives.inputs import IDS, PROMPT_LENGTHS, Input, table
 from jaxpref.objectives.naming import known
 
 # Feedback type -> responses that an example must not lack. The default name of a data stream is its feedback type.
@@ -38,6 +38,8 @@ class Method(NamedTuple):
     init_state: Callable[[Mapping[str, Any]], Any] | None
     aux_metrics: dict[str, str]
     state_hyperparameters: Mapping[str, Any] = MappingProxyType({})
+    combine: Callable[[Any, Mapping[str, Any]], tuple[Any, dict[str, Any]]] | None = None
+    combine_hyperparameters: Mapping[str, Any] = MappingProxyType({})
     classes: tuple[str, str] | None = None
     relevant: Mapping[str, Mapping[str, Any]] = MappingProxyType({})
     per_example: bool = True
@@ -60,13 +62,15 @@ class Method(NamedTuple):
 
     @property
     def defaults(self) -> dict[str, Any]:
-        """Hyperparameters and their defaults: the loss's, and those that only its initial state reads."""
+        """Hyperparameters and their defaults: the loss's, and those that it does not take itself."""
         parameters = inspect.signature(self.loss).parameters.values()
-        return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY} | dict(self.state_hyperparameters)
+        own = {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
+        return {**own, **self.state_hyperparameters, **self.combine_hyperparameters}
 
     def of_loss(self, hyperparameters: Mapping[str, Any]) -> dict[str, Any]:
         """The hyperparameters that the loss itself takes."""
-        return {name: value for name, value in hyperparameters.items() if name not in self.state_hyperparameters}
+        others = {*self.state_hyperparameters, *self.combine_hyperparameters}
+        return {name: value for name, value in hyperparameters.items() if name not in others}
 
     @property
     def needs(self) -> frozenset[str]:
@@ -82,6 +86,16 @@ class Method(NamedTuple):
     def partnered(self) -> bool:
         """Whether every example needs a mismatched response."""
         return any(argument.partner for argument in self.inputs.values())
+
+    @property
+    def sampled(self) -> bool:
+        """Whether the loss reads samples, further responses that come with the examples."""
+        return any("m" in argument.axes for argument in self.inputs.values())
+
+    @property
+    def reads(self) -> frozenset[str]:
+        """What the loss reads of the data beside the responses that its feedback has: side inputs and ``samples``."""
+        return self.sides | ({"samples"} if self.sampled else set())
 
 
 class Row(NamedTuple):
@@ -143,13 +157,18 @@ def register(
         reduction: ``hyperparameters -> (replaced hyperparameters, "examples" or "tokens")`` for a loss whose
             batch-level form is a sum over examples divided by something else than their number. What replaces a
             hyperparameter may be a function ``(its value, denominators) -> value``.
-        init_state: ``hyperparameters -> state`` of a stateful loss.
+        init_state: ``hyperparameters -> state`` of a stateful loss; beside them stands ``examples``, the number of
+            examples of its data set.
         aux_metrics: field of aux -> name of its metric, where that is not the field's own name.
         **special: what few methods need:
             ``state_hyperparameters``: names and defaults of hyperparameters that only ``init_state`` or the head reads;
             ``classes``: ``(side input, hyperparameter)`` where the head has an output for each value, 0, 1, ..., of a
             side input, and the hyperparameter says how many there are; such a head only serves training, so that
             exports leave it out;
+            ``combine``: ``(gradients, hyperparameters) -> (gradient, {metric: number or vector})`` where one direction
+            is made of the gradients of several objectives, stacked; the loss is linear in its hyperparameter
+            ``weights``, one for each of them, and the loss of one-hot weights is that objective's;
+            ``combine_hyperparameters``: names and defaults of those that only ``combine`` reads;
             ``relevant``: hyperparameter -> the values of others under which alone it changes anything;
             ``per_example``: False where the values do not belong to examples, so that examples cannot have weights;
             ``surrogate``: True where descending the gradient need not lower the value, as factors of it are detached;
@@ -210,7 +229,7 @@ def catalogue() -> list[Row]:
             url=m.url,
             feedback=m.feedback,
             needs=tuple(sorted(m.needs)),
-            sides=tuple(sorted(m.sides - {PROMPT_LENGTHS})),  # which no row has, but every joint one gets
+            sides=tuple(sorted(m.reads - {PROMPT_LENGTHS, IDS})),  # which no row has, but every one gets
             defaults=m.defaults,
             formula=m.formula,
             coupled=m.coupled or m.partnered,

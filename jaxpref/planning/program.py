@@ -81,7 +81,7 @@ def declared_shape(sections: Sections, objective: objectives.Total, machine: cos
     streams = {}
     for term in objective.terms.values():
         method = registry.METHODS[term.method]
-        if method.feedback == "ranked":
+        if method.feedback == "ranked" or method.sampled:
             raise ConfigError(
                 f"a plan reads no data, so it cannot know how many responses the examples of {method.name!r} have."
             )
@@ -89,6 +89,8 @@ def declared_shape(sections: Sections, objective: objectives.Total, machine: cos
         responses = len(registry.FEEDBACK[method.feedback]) + method.partnered
         sides = tuple(sorted({side for read in required for side in read.sides}))
         own = length.prompt - 1 if PROMPT_LENGTHS in sides else 0  # tokens of prompts that lie before each response
+        vectors = {side for read in required if read.axes[1:] in ("M", "E") for side in read.sides}
+        widths = dict.fromkeys(vectors, max(term.gradients, 1))  # embeddings of any length cost nothing
         before = streams.get(term.stream)
         streams[term.stream] = layouts.StreamShape(
             examples=int(batch.streams.get(term.stream, batch.examples)),
@@ -97,6 +99,7 @@ def declared_shape(sections: Sections, objective: objectives.Total, machine: cos
             response=length.response + own,
             sides=sides if before is None else tuple(sorted({*sides, *before.sides})),
             partnered=method.partnered or (before is not None and before.partnered),
+            widths=widths if before is None else {**before.widths, **widths},
         )
     final = inputs.reads_last_token(objective)
     return layouts.batch_shape(streams, final=final, **inputs.given_sizes(batch, machine))

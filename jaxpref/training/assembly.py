@@ -179,8 +179,10 @@ def load_inputs(sections: Sections, devices: jax.sharding.Mesh, stages: epath.Pa
         reference=sections.reference.kind in ("frozen", "adapter_off", "moving"),
     )
     load = functools.partial(load_stream, sections, tokenizer=tokenizer, template=template, report=report)
+    streams = load_streams(sections, objective, load)
+    objective = objective.sized({name: len(dataset) for name, dataset in streams.items()})
     fed = inputs.make(
-        load_streams(sections, objective, load),
+        streams,
         objective,
         sections.batch,
         sections.train,
@@ -203,12 +205,27 @@ def load_streams(sections: Sections, objective: objectives.Total, load) -> dict[
     unread = sorted(set(sections.data) - set(wanted) - evaluated)
     if unread:
         raise ConfigError(f"config.data.{unread[0]} is read by no objective and no evaluation; remove it.")
-    return {name: load(name, sections.data[name]) for name in wanted}
+    streams = {name: load(name, sections.data[name], reads=objective.reads[name]) for name in wanted}
+    for name, term in objective.terms.items():
+        _check_samples(name, term, streams[term.stream])
+    return streams
 
 
-def load_stream(sections: Sections, name: str, stream: Mapping[str, Any], *, tokenizer, template: str, report):
+def _check_samples(name: str, term: objectives.Objective, dataset: data.Dataset) -> None:
+    """Raises ConfigError when a term reads samples and no example has any."""
+    required = data.samples.REQUIRED.get(dataset.kind, 0)
+    if data.samples.FIELD in term.reads and all(len(example.responses) <= required for example in dataset):
+        raise ConfigError(
+            f"config.objectives.{name} ({term.method}) reads samples, but no row of its data stream {term.stream!r} "
+            "has the field 'samples'; draw them with 'jaxpref generate --samples' and add them to the rows."
+        )
+
+
+def load_stream(
+    sections: Sections, name: str, stream: Mapping[str, Any], *, tokenizer, template: str, report, reads=frozenset()
+):
     """One data stream under the run's length rule; what was dropped or cut is reported."""
-    dataset = data.load_stream(stream, tokenizer, vars(sections.length), template=template, name=name)
+    dataset = data.load_stream(stream, tokenizer, vars(sections.length), template=template, name=name, reads=reads)
     report(dataset.summary())
     if not len(dataset):
         raise DataError(f"config.data.{name} holds no example; look at what was dropped above.")

@@ -9,6 +9,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxpref import configuration
 from jaxpref.data import Dataset, Tokenized, layouts
+from jaxpref.data.samples import IDS
 from jaxpref.errors import ConfigError
 from jaxpref.objectives import Total
 from jaxpref.training import inputs, state
@@ -74,11 +75,12 @@ def prepare(name: str, section: Mapping[str, Any], parts: Assembly, report=print
         if stream not in parts.sections.data:
             raise ConfigError(f"config.evals.{name}.data is {stream!r}, which config.data lacks.")
         stream = parts.sections.data[stream]
-    dataset = load_stream(
-        parts.sections, name, stream, tokenizer=parts.tokenizer, template=parts.template, report=report
-    )
     kinds = {stream: dataset.kind for stream, dataset in parts.inputs.streams.items()}
-    reading = {n: t for n, t in parts.objective.terms.items() if kinds[t.stream] == dataset.kind}
+    reading = {n: t for n, t in parts.objective.terms.items() if kinds[t.stream] == stream.get("kind")}
+    reads = frozenset().union(*(term.reads for term in reading.values())) - {IDS}  # of the training data
+    dataset = load_stream(
+        parts.sections, name, stream, tokenizer=parts.tokenizer, template=parts.template, report=report, reads=reads
+    )
     if not reading:
         raise ConfigError(
             f"config.evals.{name} holds {dataset.kind}, which no objective of this run reads; "

@@ -5,7 +5,7 @@ import pathlib
 
 import pytest
 
-from jaxpref.data import records
+from jaxpref.data import records, transcripts
 from jaxpref.data.records import Message
 from jaxpref.errors import DataError
 
@@ -23,9 +23,9 @@ def test_hh_parsing_equals_its_vector():
     (case,) = json.loads(VECTOR.read_text())["cases"]
     for (chosen, rejected), expected in zip(case["inputs"]["pairs"], case["expected"]["results"], strict=True):
         names = ("prompt", "chosen", "rejected", "rejected_shares_prompt")
-        split = records.split_transcripts(chosen, rejected)
+        split = transcripts.split_transcripts(chosen, rejected)
         assert dict(zip(names, split, strict=True)) == expected["dpo_repo"]
-        common, first, second = records.diverging_turns(chosen, rejected)
+        common, first, second = transcripts.diverging_turns(chosen, rejected)
         turns = {"prompt_turns": common, "chosen_turn": (first,), "rejected_turn": (second,)}
         for name, found in turns.items():
             wanted = expected["easylm"][name]

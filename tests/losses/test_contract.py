@@ -30,7 +30,7 @@ def example(name, argument, seed):
     rng, shape = np.random.default_rng(seed), tuple(SIZES.get(axis, B) for axis in axes(name, argument))
     if argument in ("labels", "tie", "selection_mask") or argument.endswith("where"):
         return np.arange(B) % 2 == 0
-    if argument in ("mask", "chosen_mask", "rejected_mask"):
+    if argument.endswith("mask"):
         return np.arange(shape[1]) < rng.integers(1, shape[1], (B, 1))
     if argument in ("ids", "annotator_ids"):
         return np.arange(B)
@@ -60,7 +60,7 @@ def provided(name):
 def is_number(name, field):
     """Whether a hyperparameter is one, by its default and its annotation."""
     parameter = inspect.signature(getattr(losses, name)).parameters[field]
-    return not isinstance(parameter.default, bool | str) and "str" not in str(parameter.annotation)
+    return not isinstance(parameter.default, bool | str | tuple) and "str" not in str(parameter.annotation)
 
 
 NAMES = sorted(name for name in losses.__all__ if name.endswith("_loss"))

@@ -196,11 +196,12 @@ def test_knowpat_weights_are_constants():
     close(gradient, np.array([first, second, third]) / 2)
 
 
-def dft(variant, positive, negative, generator, log_u=None, ids=None, where=None, **options):
+def dft(variant, positive, negative, generator, log_u=None, ids=None, where=None, mask=None, **options):
     """A batch of either variant; lengths are 2 for the demonstrations and 4 for the negatives."""
     ids, log_u = np.arange(ROWS) if ids is None else ids, np.zeros(ROWS) if log_u is None else log_u
     lengths = np.full(positive.shape, 2), np.full(negative.shape, 4)
-    return losses.dft_loss(positive, negative, ids, log_u, generator, *lengths, where, variant=variant, **options)
+    arrays = dict(positive_lengths=lengths[0], negative_lengths=lengths[1], sample_mask=mask, where=where)
+    return losses.dft_loss(positive, negative, ids, log_u, generator, **arrays, variant=variant, **options)
 
 
 def dft_scores(variant, positive, negative):
@@ -271,3 +272,28 @@ def test_dft_names_what_is_missing_and_shows_a_wrong_id():
     with pytest.raises(ValueError, match="gamma is 0.0, but must be between 0 and 1, 0 excluded"):
         losses.dft_loss(one, two, np.arange(2), one, two, gamma=0.0)
     assert np.isnan(losses.dft_loss(one, two, np.array([0, 7]), one, two)[0]).tolist() == [False, True]
+
+
+@pytest.mark.parametrize("variant", ["dft1", "dft2"])
+@given(positive=logps, negative=lists, generator=lists, mask=masks, gamma=shares)
+def test_dft_absent_negatives_change_nothing(variant, positive, negative, generator, mask, gamma):
+    broken = [np.where(mask, x, np.nan) for x in (negative, generator)]
+    before, counts = np.linspace(-1, 1, ROWS), np.maximum(mask.sum(axis=1), 1)
+    values, after = dft(variant, positive, *broken, before, mask=mask, gamma=gamma)
+    score, scores = dft_scores(variant, positive, negative)
+    tilted = mask * np.exp(scores / (1 if variant == "dft1" else 0.3) - (generator if variant == "dft1" else 0))
+    u = np.where(mask.any(axis=1), (1 - gamma) * np.exp(before) + gamma * tilted.sum(axis=1) / counts, np.exp(before))
+    close(after, np.log(u), rtol=1e-7)
+    close(values, -score + (tilted / u[:, None] * scores).sum(axis=1) / counts, rtol=1e-7)
+    total = lambda p, n: jnp.sum(dft(variant, p, n, broken[1], before, mask=mask, gamma=gamma)[0])  # noqa: E731
+    gradients = jax.grad(total, argnums=(0, 1))(positive, broken[0])
+    assert all(np.all(np.isfinite(g)) for g in gradients) and not np.any(gradients[1][~mask])
+
+
+@given(logps, lists, lists)
+def test_dft_a_demonstration_that_comes_twice_moves_its_average_once(positive, negative, generator):
+    before, twice = np.linspace(-1, 1, 5), np.array([0, 1, 2, 1])
+    expected, moved = dft("dft1", positive, negative, generator, before)
+    values, after = dft("dft1", positive[twice], negative[twice], generator[twice], before, ids=twice)
+    close(values, expected[twice])
+    close(after, moved)

@@ -12,13 +12,13 @@ from jaxpref.objectives import registry
 from jaxpref.objectives.inputs import OTHERS
 
 NAMES = [row.name for row in objectives.catalogue()]
-TOKENS = 5
+TOKENS, SAMPLES, DATA_SET = 5, 2, 12
 RESPONSES = {"demonstrations": 1, "pairs": 2, "unpaired": 2, "ranked": 3, "joint": 2, "crossed": 4, "graded": 1}
 
 
 def responses(name):
     """Responses of an example that the method reads."""
-    return RESPONSES[registry.METHODS[name].feedback]
+    return RESPONSES[registry.METHODS[name].feedback] + SAMPLES * registry.METHODS[name].sampled
 
 
 def build(name, /, **overrides):
@@ -34,6 +34,8 @@ def batch(name, *, examples=6, padding=2, seed=0, needs=None):
     sizes = rng.integers(1, TOKENS + 1, (examples, responses(name))) * where[:, None]
     if method.feedback == "ranked":
         sizes[0, -1] = 0  # lists may be of different lengths
+    if method.sampled:  # some have fewer than others, and some none
+        sizes[0, -1], sizes[1, -SAMPLES:] = 0, 0
     mask = np.arange(TOKENS) < sizes[..., None]
     outputs = {}
     for channel in sorted(method.needs if needs is None else needs):
@@ -43,10 +45,10 @@ def batch(name, *, examples=6, padding=2, seed=0, needs=None):
             outputs[channel] = values * where.reshape(-1, *(1,) * (values.ndim - 1))
         else:
             outputs[channel] = -rng.gamma(1.0, 1.0, mask.shape) * mask
-        if channel == "sum_p2":
-            outputs[channel] = rng.uniform(0.1, 1.0, mask.shape) * mask
         if channel == OTHERS:
             outputs[channel] = -rng.gamma(1.0, 1.0, (*mask.shape, 2)) * mask[..., None]
+        if channel == "sum_p2":
+            outputs[channel] = rng.uniform(0.1, 1.0, mask.shape) * mask
     side = {"weight": np.ones(examples)} if method.per_example else {}
     for argument in method.arguments:
         for column in method.inputs[argument].sides if argument in method.inputs else ():
@@ -54,8 +56,14 @@ def batch(name, *, examples=6, padding=2, seed=0, needs=None):
             side[column] = whole.get(method.inputs[argument].dtype, rng.uniform(size=examples))
             if column in PER_RESPONSE:
                 side[column] = -np.sort(-rng.uniform(size=(examples, responses(name))), axis=-1)
+    if "ids" in side:
+        side["ids"] = rng.permutation(DATA_SET)[:examples]
     if "prompt_lengths" in side:  # 0, up to the whole response
         side["prompt_lengths"] = np.floor(rng.uniform(size=sizes.shape) * (sizes + 1))
+    if "prefers" in side:
+        side["prefers"] = rng.choice([-1.0, 1.0], (examples, 2))
+    if "prompt_embedding" in side:
+        side["prompt_embedding"] = rng.normal(size=(examples, 3))
     if "prob_desirable" in side:  # odds on both sides of any bound, for either label
         side["prob_desirable"] = np.linspace(0.02, 0.98, examples)
     index = np.zeros(mask.shape, np.int32)
@@ -65,8 +73,8 @@ def batch(name, *, examples=6, padding=2, seed=0, needs=None):
 
 
 def state_of(name, objective):
-    """A fresh running state; the methods of the catalogue make it from hyperparameters alone."""
-    return objective.init(jax.random.key(0), Model)[1]
+    """A fresh running state, for a data set of a few more examples than a batch has."""
+    return objective.init(jax.random.key(0), Model, examples=DATA_SET)[1]
 
 
 class Model:

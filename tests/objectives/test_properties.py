@@ -58,7 +58,7 @@ def others(value):
     """Other values of a number: a negative one is a sign, a whole one may be a number of things."""
     if value <= 0:
         return [-value if value else 0.2]
-    return [value + 1 if value == int(value) else value * 1.7, value / 2]
+    return [value + 1 if value == int(value) else value * 1.7, value / 2, -value]
 
 
 def allowed(name, field, value):
@@ -180,6 +180,8 @@ def test_trap_19_every_hyperparameter_matters(name):
             denominators = objective.denominators(examples)
             value, _, state = objective.loss(kept, examples, denominators, state, jax.random.key(1), 0)
             total += float(value)
+        if objective.gradients:  # what the gradients of the objectives become
+            total += float(jnp.sum(objective.combine(jnp.array([[1.0, 0.5], [-1.0, 0.7]]), 0)[0]))
         return total
 
     expected = loss()
@@ -226,7 +228,8 @@ def test_trap_17_trap_28_wrong_shapes_raise(name):
     method = registry.METHODS[name]
     shapes = {name: inputs.dummy(argument) for name, argument in method.inputs.items()}
     arrays = {name: jnp.ones(shape.shape, shape.dtype) for name, shape in shapes.items()}
-    provided = {"state": method.init_state(method.defaults)} if method.init_state is not None else {}
+    values = method.defaults | {"examples": 2}
+    provided = {"state": method.init_state(values)} if method.init_state is not None else {}
     provided |= {"key": jax.random.key(0)} if "key" in method.arguments else {}
     hyperparameters = method.of_loss(method.defaults)
     for argument in arrays:

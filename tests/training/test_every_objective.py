@@ -21,6 +21,7 @@ NUMBERS = {
     "chosen_score": [2.0, 1.5, 0.5], "rejected_score": [1.0, -1.0, 0.0], "chosen_win_prob": [0.8, 0.9, 0.7],
     "rejected_win_prob": [0.3, 0.1, 0.2], "prob_desirable": [0.7, 0.4, 0.6],
     "degree": [0, 3, 1],
+    "prefers": [[1, 1], [1, -1], [-1, 1]], "prompt_embedding": [[1.0, 0.0], [0.6, 0.8], [0.0, 1.0]],
 }  # fmt: skip
 
 
@@ -38,6 +39,7 @@ def rows(method: registry.Method) -> list[dict]:
             "joint": {"chosen_prompt": "Go:", "rejected_prompt": "Stay:", "response": first},
             "crossed": {"hi_prompt": "Go:", "lo_prompt": "Stay:", "chosen": first, "rejected": second},
         }[method.feedback]
+        fields |= {"samples": [second, first, " none"][: 1 + n]} if method.sampled else {}
         numbers = {name: values[n] for name, values in NUMBERS.items() if name in method.sides}
         made.append({"prompt": f"Door {n}:", **fields, **numbers})
     return made

@@ -23,7 +23,7 @@ def hypo_loss(
     ref_rejected_logps: Array,
     online_logps: Array,
     ref_online_logps: Array,
-    mask: Array | None = None,
+    sample_mask: Array | None = None,
     *,
     beta: float = 0.05,
     lam: float = 1e-4,
@@ -50,7 +50,7 @@ def hypo_loss(
         ref_chosen_logps, ref_rejected_logps: ``[B]``, the same under the reference; constants.
         online_logps, ref_online_logps: ``[P, K]``, of K fresh samples of the policy for each of P prompts, under policy
             and reference (a constant).
-        mask: ``[P, K]``, samples that are there; the others have value 0 and change nothing.
+        sample_mask: ``[P, K]``, samples that are there; the others have value 0 and change nothing.
         beta: strength of the KL constraint in DPO, > 0.
         lam: weight of the divergence, >= 0; small, for it sums over tokens.
         rloo: whether a prompt's other samples serve as baseline, where it has two or more.
@@ -62,8 +62,8 @@ def hypo_loss(
     domains.nonnegative(lam=lam)
     margin = scores.pair_margin(chosen_logps, rejected_logps, ref_chosen_logps, ref_rejected_logps)
     chex.assert_rank(online_logps, 2, custom_message="argument online_logps")
-    present = jnp.ones(jnp.shape(online_logps), bool) if mask is None else mask
-    check_shape(jnp.shape(online_logps), ref_online_logps=ref_online_logps, mask=present)
+    present = jnp.ones(jnp.shape(online_logps), bool) if sample_mask is None else sample_mask
+    check_shape(jnp.shape(online_logps), ref_online_logps=ref_online_logps, sample_mask=present)
     present = jnp.asarray(present).astype(bool)
     logps = jnp.where(present, floating(online_logps), 0)
     ratio = jax.lax.stop_gradient(logps - jnp.where(present, floating(ref_online_logps), 0))

@@ -32,7 +32,8 @@ def vpo_loss(
 
     Variant: ``sign=-1``, offline, is pessimistic and raises the probability of the calibration responses; with the
     chosen ones as these it adds ``alpha * beta`` times their summed negative log-likelihood to DPO. ``sign=1``, online,
-    is optimistic and pushes away from them; there they are samples of the reference.
+    is optimistic and pushes away from them; there they are samples of the reference. The names of a config calibrate by
+    the chosen responses (``vpo``) or by samples (``vpo_samples``, with ``sample_logps`` and ``ref_sample_logps``).
 
     Args:
         chosen_logps, rejected_logps: ``[B]``, summed log-probabilities of the responses under the policy.
