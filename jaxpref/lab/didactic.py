@@ -38,28 +38,30 @@ def make_bandit(*, num_actions: int = 100, loc: float = -0.7, scale: float = 0.4
     return {"pi_data": jnp.diff(below), **rewards}
 
 
-@functools.partial(jax.jit, static_argnames=("algorithm", "on_policy", "reward", "rounds", "inner", "fresh_samples"))
+@functools.partial(jax.jit, static_argnames=("algorithm", "reward", "rounds", "inner"))
 def run_bandit(
     bandit: Mapping[str, jax.Array],
     *,
     algorithm: str = "ipo",
-    on_policy: bool = True,
+    on_policy: Any = True,
     seed: Any = 0,
     reward: str = "reward4",
     rounds: int = 20,
     inner: int = 15,
-    fresh_samples: bool = True,
+    fresh_samples: Any = True,
     learning_rate: Any = 1e-3,
     margin: Any = 10.0,
 ) -> dict[str, jax.Array]:
     """Fits the policy to ``pi_data``, then improves it in rounds of samples and updates.
+
+    All but ``algorithm``, ``reward``, ``rounds`` and ``inner`` may be traced.
 
     Args:
         bandit: of :func:`make_bandit`.
         algorithm: ``best_of_n`` imitates the best of each state's samples; ``ipo`` learns from all ordered pairs of
             them, ``pi_data`` the reference; ``reinforce`` weighs them by their rewards, normalised over the batch.
         on_policy: samples come from the policy from the second round on; otherwise from ``pi_data`` in all rounds.
-        seed: of the states, the network and the samples; may be traced.
+        seed: of the states, the network and the samples.
         reward: the name of a reward in ``bandit``.
         rounds, inner: rounds, and updates with the samples of each.
         fresh_samples: every round draws; otherwise the first round's samples serve in all (never on policy).
