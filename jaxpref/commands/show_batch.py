@@ -20,7 +20,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--step", type=int, default=0, metavar="N", help="which batch (default: the first)")
     add("--examples", type=int, default=4, metavar="N", help="examples of each data stream (default: %(default)s)")
     add("--stage", default="", metavar="NAME", help="of a config with stages (default: the first)")
-    add("--workdir", default="", metavar="D", help="run folder of the pipeline with its earlier stages (default: untrained)")
+    add(
+        "--workdir",
+        default="",
+        metavar="D",
+        help="run folder of the pipeline with its earlier stages (default: untrained)",
+    )
     add("--color", choices=COLOURS, default="auto", help="auto: on a terminal (default: %(default)s)")
 
 

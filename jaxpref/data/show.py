@@ -19,6 +19,7 @@ from jaxpref.data.tokenizers import Tokenizer
 
 STYLES = {"title": "bold", "prompt": "", "trained": "green", "untrained": "yellow", "note": "dim"}
 BRACKETS = {"trained": ("[[", "]]"), "untrained": ("((", "))")}
+LONGEST_LIST = 8
 Piece = tuple[str, str]  # (style, text)
 
 
@@ -94,8 +95,14 @@ def _shown(tokenizer: Tokenizer, ids: Sequence[int], after: Sequence[int] = ()) 
 
 
 def _numbers(side: dict) -> str:
-    shown = (f"{key} {np.asarray(value).tolist()}" for key, value in sorted(side.items()))
-    return "".join(f", {each}" for each in shown)
+    return "".join(f", {key} {_number(np.asarray(value).tolist())}" for key, value in sorted(side.items()))
+
+
+def _number(value: float | list) -> str:
+    """A number, or a list of them; one that is too long to read (an embedding) is cut."""
+    if isinstance(value, list) and len(value) > LONGEST_LIST:
+        return f"[{', '.join(map(str, value[:LONGEST_LIST]))}, ... {len(value)} numbers]"
+    return str(value)
 
 
 def _text(pieces: list[Piece], colour: bool) -> str:

@@ -15,7 +15,7 @@ from jaxpref.losses.batchwise.lcpo import LcpoAux, LcpoState, lcpo_loss, lcpo_st
 from jaxpref.losses.batchwise.mixed import dpo_nll_loss, mpo_loss
 from jaxpref.losses.batchwise.relative import relative_rpo_loss
 from jaxpref.losses.batchwise.transport import aot_loss
-from jaxpref.losses.gradients.raco import RacoAux, raco_direction
+from jaxpref.losses.gradients.raco import RacoAux, RacoLossAux, raco_direction, raco_loss
 from jaxpref.losses.likelihood.degree import preference_degree_loss
 from jaxpref.losses.likelihood.dynamic_ft import dynamic_ft_loss
 from jaxpref.losses.likelihood.f_sft import f_sft_loss
@@ -68,6 +68,7 @@ __all__ = [
     "MapoDiffusionAux",
     "OrpoAux",
     "RacoAux",
+    "RacoLossAux",
     "SEMANTIC_LOSSES",
     "SemanticAux",
     "alphapo_loss",
@@ -130,6 +131,7 @@ __all__ = [
     "preference_degree_loss",
     "r_dpo_loss",
     "raco_direction",
+    "raco_loss",
     "rdpo_loss",
     "relative_rpo_loss",
     "reward_aware_rpo_loss",

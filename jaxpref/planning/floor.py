@@ -67,8 +67,10 @@ def flops(program: Program, *, two_passes: bool) -> Flops:
     tokens = rows * (layout.length - layout.prompt)  # a prompt region never meets the vocabulary
     vocabulary = scored * tokens * 2 * model.config.width * model.config.vocab_size
     forward = layers + vocabulary
-    needed = forward * passes(program.drawn.shapes.params, program.drawn.trainable, reference=program.compares)
-    again = _recomputed(model, layers, rows * layout.length) + vocabulary + forward * two_passes
+    gradients = program.drawn.objective.gradients or 1
+    shapes, trainable = program.drawn.shapes.params, program.drawn.trainable
+    needed = forward * passes(shapes, trainable, reference=program.compares, gradients=gradients)
+    again = gradients * (_recomputed(model, layers, rows * layout.length) + vocabulary) + forward * two_passes
     return Flops(needed, needed + again)
 
 

@@ -12,6 +12,9 @@ ways to the same gradient:
   only; the objective's cotangents on them then drive one vector-Jacobian product per micro-batch. One extra forward.
 
 The number of micro-batches that hold anything is dynamic (a ``fori_loop``): one compile serves every batch of a shape.
+
+Where a method combines the gradients of several losses, each of these ways gives all of them, stacked: the forward is
+shared, and the backward passes run one after another.
 """
 
 from collections.abc import Callable
@@ -91,7 +94,9 @@ def all_channels(forward: Forward, params, batch: Batch, first=0) -> Channels:
     return jax.lax.fori_loop(first, batch.count, keep, channels)
 
 
-def gradient(objective, forward: Forward, params, batch: Batch, state, key, step) -> tuple[Evaluation, Any]:
+def gradient(
+    objective, forward: Forward, params, batch: Batch, state, key, step, *, apart: bool = False
+) -> tuple[Evaluation, Any]:
     """Gradient of the objective on a global batch with respect to ``params``.
 
     Args:
@@ -100,28 +105,30 @@ def gradient(objective, forward: Forward, params, batch: Batch, state, key, step
         params: tree to differentiate; ``forward`` closes over whatever is frozen.
         batch: rows ``[M, R, T]`` of which the first ``count`` micro-batches hold anything.
         state, key, step: the objective's running state, a key for this step, and the step's number (for schedules).
+        apart: whether to give the gradient of each of ``objective.losses`` instead of the total's.
 
     Returns:
-        ``(Evaluation, gradients)``; gradients have at least float32 precision.
+        ``(Evaluation, gradients)``; gradients have at least float32 precision, and with ``apart`` a leading axis of
+        losses.
     """
     denominators = objective.denominators(batch.examples)
-    scored = (objective, forward, params, batch, denominators, state, key, step)
+    scored = (objective, forward, params, batch, denominators, state, key, step, apart)
     if batch.rows.tokens.shape[0] == 1:
         return _single(*scored)
     return _two_pass(*scored) if objective.coupled else _one_pass(*scored)
 
 
-def _single(objective, forward, params, batch, denominators, state, key, step):
+def _single(objective, forward, params, batch, denominators, state, key, step, apart):
     def loss(params):
         channels = {name: values[None] for name, values in forward(params, _micro(batch.rows, 0)).items()}
-        result = evaluate(objective, channels, batch.examples, denominators, state, key, step)
-        return result.loss, result
+        outputs = read_all(objective, channels, batch.examples)
+        return _scored(objective, apart, outputs, batch.examples, denominators, state, key, step)
 
-    gradients, result = jax.grad(loss, has_aux=True)(params)
+    gradients, result = _gradients(loss, params)
     return result, jax.tree.map(trees.widen, gradients)
 
 
-def _one_pass(objective, forward, params, batch, denominators, state, key, step):
+def _one_pass(objective, forward, params, batch, denominators, state, key, step, apart):
     partners = {}
     if objective.partnered:
         known = jax.lax.stop_gradient(all_channels(forward, params, batch, batch.trained))
@@ -137,11 +144,11 @@ def _one_pass(objective, forward, params, batch, denominators, state, key, step)
         for name, term in objective.terms.items():
             if term.stream in objective.partnered:
                 outputs[name] = {need: v.at[:, 1].set(partners[name][need][:, 1]) for need, v in outputs[name].items()}
-        value, metrics, _ = objective.loss(outputs, examples, denominators, state, key, step)
-        return value, (value, metrics)
+        value, result = _scored(objective, apart, outputs, examples, denominators, state, key, step)
+        return value, (result.loss, result.metrics)
 
     def score(micro):
-        gradients, values = jax.grad(loss, has_aux=True)(params, micro)
+        gradients, values = _gradients(lambda params: loss(params, micro), params)
         return values, _added_up(gradients)
 
     zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(score, 0))
@@ -151,22 +158,44 @@ def _one_pass(objective, forward, params, batch, denominators, state, key, step)
     return Evaluation(value, metrics, state), gradients
 
 
-def _two_pass(objective, forward, params, batch, denominators, state, key, step):
+def _two_pass(objective, forward, params, batch, denominators, state, key, step, apart):
     channels = all_channels(forward, params, batch)
 
     def loss(channels):
-        result = evaluate(objective, channels, batch.examples, denominators, state, key, step)
-        return result.loss, result
+        outputs = read_all(objective, channels, batch.examples)
+        return _scored(objective, apart, outputs, batch.examples, denominators, state, key, step)
 
-    cotangents, result = jax.grad(loss, has_aux=True)(channels)
+    cotangents, result = _gradients(loss, channels)
 
     def accumulate(micro, total):
         _, pull = jax.vjp(lambda params: forward(params, _micro(batch.rows, micro)), params)
-        (gradients,) = pull({name: values[micro] for name, values in cotangents.items()})
-        return jax.tree.map(jnp.add, total, _added_up(gradients))
+        of_micro = {name: values[:, micro] if apart else values[micro] for name, values in cotangents.items()}
+        return jax.tree.map(jnp.add, total, _added_up(_pulled(pull, of_micro, apart)))
 
-    zeros = jax.tree.map(lambda p: jnp.zeros_like(trees.widen(p)), params)
+    stack = jax.tree.leaves(cotangents)[0].shape[: int(apart)]
+    zeros = jax.tree.map(lambda p: jnp.zeros((*stack, *p.shape), trees.widen(p).dtype), params)
     return result, jax.lax.fori_loop(0, batch.trained, accumulate, zeros)
+
+
+def _scored(objective, apart, *arguments):
+    """``(what is differentiated, Evaluation)``: the total, or the losses whose gradients are to stay apart."""
+    result = Evaluation(*objective.loss(*arguments))
+    return objective.losses(*arguments) if apart else result.loss, result
+
+
+def _gradients(loss, at):
+    """``jax.grad(loss, has_aux=True)(at)``; where the loss is a vector, the gradients of its entries, stacked."""
+    value, pull, aux = jax.vjp(loss, at, has_aux=True)
+    apart = value.ndim > 0
+    ones = jnp.eye(value.size, dtype=value.dtype) if apart else jnp.ones_like(value)
+    return _pulled(pull, ones, apart), aux
+
+
+def _pulled(pull, cotangents, apart: bool):
+    """The gradient of a cotangent; of stacked ones all gradients, one by one: together they would need all memory."""
+    if apart:
+        return jax.lax.map(lambda each: pull(each)[0], cotangents)
+    return pull(cotangents)[0]
 
 
 def _added_up(gradients):

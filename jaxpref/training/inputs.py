@@ -204,4 +204,5 @@ def _stream_shape(dataset, size: int, partnered: bool) -> layouts.StreamShape:
         response=max(len(response) for example in dataset for response in example.responses),
         sides=tuple(sorted(sides)),
         partnered=partnered,
+        widths={key: len(v) for key, v in dataset[0].side.items() if np.ndim(v) and key not in layouts.PER_RESPONSE},
     )

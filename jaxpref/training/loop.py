@@ -103,7 +103,9 @@ def run(config, workdir: str, *, dry_run: bool = False, stages: epath.Path | Non
         clock = throughput.Clock(
             parts.mesh,
             examples=sum(parts.inputs.sizes.values()),
-            passes=throughput.passes(state.params, parts.trainable, reference=compares),
+            passes=throughput.passes(
+                state.params, parts.trainable, reference=compares, gradients=parts.objective.gradients or 1
+            ),
         )
         forms = parts.objective.closed_forms(parts.inputs.batch(0).examples) if starts_at_reference else {}
 

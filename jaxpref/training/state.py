@@ -112,7 +112,11 @@ def make_step(
             state.objective,
             jax.random.fold_in(key, state.step),
             state.step,
+            apart=objective.gradients > 0,
         )
+        if objective.gradients:
+            gradients, combined = objective.combine(gradients, state.step)
+            result = result._replace(metrics=result.metrics | combined)
         updates, moments = optimizer.update(gradients, state.optimizer, trainable)
         updated = optax.apply_updates(trainable, updates)
         average = state.average
@@ -120,9 +124,9 @@ def make_step(
             average = jax.tree.map(lambda a, b: decay * a + (1 - decay) * b.astype(a.dtype), average, updated)
         metrics = {"loss": (result.loss, jnp.ones(()))} | result.metrics
         metrics |= _norms(gradients, updates)
-        forwards = 1 + (reference is not None)
-        passes = throughput.passes(state.params, mask, reference=reference is not None)
-        apart = dict.fromkeys(objective.partnered, forwards / passes)
+        compares = reference is not None
+        passes = throughput.passes(state.params, mask, reference=compares, gradients=objective.gradients or 1)
+        apart = dict.fromkeys(objective.partnered, (1 + compares) / passes)
         metrics |= throughput.workload(batch, layout, model.config, vocabulary=reads_vocabulary, apart=apart)
         params, done, moved = merge(updated, frozen), state.step + 1, state.reference
         if follow is not None:

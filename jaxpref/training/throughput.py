@@ -107,7 +107,7 @@ def forward_flops(config, tokens, keys, local_keys, *, vocabulary: bool = True):
     return float(token) * tokens + 4.0 * heads * ((config.layers - local) * keys + local * local_keys)
 
 
-def passes(params, trainable, *, reference: bool) -> float:
+def passes(params, trainable, *, reference: bool, gradients: int = 1) -> float:
     """How many forward passes a training step is worth.
 
     One for the forward pass, one for the gradients of activations, one for those of weights times the share of the
@@ -118,10 +118,11 @@ def passes(params, trainable, *, reference: bool) -> float:
         params: ``{"model": ..., ...}``, arrays or shapes.
         trainable: tree of bools like it.
         reference: whether a reference runs along.
+        gradients: of how many losses; each needs a backward pass.
     """
     weights, trained = jax.tree.leaves(params["model"]), jax.tree.leaves(trainable["model"])
     share = sum(w.size for w, t in zip(weights, trained, strict=True) if t) / sum(w.size for w in weights)
-    return FORWARD_AND_BACKWARD - 1 + share + reference
+    return 1 + gradients * (FORWARD_AND_BACKWARD - 2 + share) + reference
 
 
 def workload(

@@ -52,6 +52,12 @@ def test_every_layout_shows_the_same_examples(layout, conversation, bpe, byte):
     assert "[[" not in show.batch(planned, bpe, limit=0, colour=False)
 
 
+def test_long_lists_of_numbers_are_cut(write_rows, byte):
+    row = {"prompt": "p", "chosen": "a", "rejected": "b", "prefers": [1, -1], "prompt_embedding": [0.5] * 384}
+    shown = show.examples(load_stream({"kind": "pairs", "path": write_rows(row)}, byte), byte, colour=False)
+    assert f"prefers [1.0, -1.0], prompt_embedding [{'0.5, ' * 8}... 384 numbers]" in shown
+
+
 def test_partners_are_shown_under_the_rows_prompt(byte):
     votes = load_stream({"kind": "unpaired", "source": "world:sentiment", "size": 4}, byte)
     chosen = order.batch_indices(0, examples=4, size=4, seed=0)

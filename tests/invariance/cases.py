@@ -111,8 +111,19 @@ def unweighted(count: int, seed: int = 0) -> list[Tokenized]:
     return [example._replace(side={"margin": example.side["margin"]}) for example in pairs(count, seed)]
 
 
-STREAMS = {"pairs": pairs, "unweighted": unweighted, "demonstrations": demonstrations, "unpaired": unpaired}
-SIDES = {"pairs": ("margin", "weight"), "unweighted": ("margin",), "demonstrations": (), "unpaired": ("label",)}
+def judged(count: int, seed: int = 0) -> list[Tokenized]:
+    """The pairs with what two objectives prefer."""
+    random = np.random.default_rng(300 + seed)
+    return [e._replace(side=e.side | {"prefers": random.choice([-1.0, 1.0], 2)}) for e in pairs(count, seed)]
+
+
+STREAMS = {
+    "pairs": pairs, "unweighted": unweighted, "judged": judged, "demonstrations": demonstrations, "unpaired": unpaired,
+}  # fmt: skip
+SIDES = {
+    "pairs": ("margin", "weight"), "unweighted": ("margin",), "judged": ("margin", "prefers", "weight"),
+    "demonstrations": (), "unpaired": ("label",),
+}  # fmt: skip
 
 
 def batch_shape(sizes: dict[str, int], case: Case, *, final: bool = False) -> layouts.BatchShape:
@@ -128,6 +139,7 @@ def batch_shape(sizes: dict[str, int], case: Case, *, final: bool = False) -> la
             RESPONSE,
             SIDES[name],
             partnered=name == "unpaired" and case.several,
+            widths={"prefers": 2} if name == "judged" else {},
         )
         for name, size in sizes.items()
     }

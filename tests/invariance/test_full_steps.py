@@ -35,8 +35,8 @@ from tests.invariance.cases import (
     shard,
 )
 
-SIZES = {"pairs": 8, "unweighted": 8, "demonstrations": 12, "unpaired": 9}
-RAGGED = {"pairs": 5, "unweighted": 5, "demonstrations": 9, "unpaired": 3}
+SIZES = {"pairs": 8, "unweighted": 8, "judged": 8, "demonstrations": 12, "unpaired": 9}
+RAGGED = {"pairs": 5, "unweighted": 5, "judged": 5, "demonstrations": 9, "unpaired": 3}
 # These say how examples lie in rows; flops/unique whether mismatched responses lie where they get a gradient.
 LAYOUT_METRICS = ("tokens/read", "tokens/context", "tokens/padding_share", "flops/read", "flops/unique")
 
@@ -73,6 +73,8 @@ OBJECTIVES = {
     "stateful": stateful,
     "bco": terms(bco={}),
     "aot, mpo": terms(aot=dict(data="unweighted"), mpo=dict(data="unweighted")),
+    "raco": terms(raco=dict(data="judged", weights=(0.3, 0.7), beta=0.5)),
+    "raco + bco_pair + sft": terms(raco=dict(data="judged", weight=0.6), bco_pair=dict(data="judged"), sft={}),
 }
 WHOLE_MATRIX = ("dpo + sft", "kto", "bradley_terry")  # one pass, two passes, a head
 CASES = [Case(*case) for case in itertools.product(layouts.LAYOUTS, (False, True), (1, 8))]

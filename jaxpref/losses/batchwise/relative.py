@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxpref.losses import domains, links, scores
-from jaxpref.losses.arrays import Array, check_shape, floating, masked_mean
+from jaxpref.losses.arrays import Array, check_shape, floating, masked_mean, selection
 from jaxpref.losses.batchwise.transport import both_selections
 
 
@@ -46,7 +46,7 @@ def relative_rpo_loss(
         rejected_prompt_embeddings: ``[M, E]``, ``[N, E]`` if unpaired; of ``paired`` data None is the chosen ones.
         where: ``[M]``, rows that count; of the rejected ones as well, where there are as many. Excluded rows have
             value 0 and change nothing.
-        rejected_where: ``[M]``, rejected rows that count; ``[N]`` if unpaired.
+        rejected_where: ``[M]``, rejected rows that count; ``[N]`` if unpaired, where nothing else says which do.
         beta: strength of the KL constraint, > 0.
         distance_temperature: tau > 0; a small one compares with the nearest prompts only.
         variant: ``paired``, ``unpaired`` or ``diagonal``.
@@ -63,11 +63,13 @@ def relative_rpo_loss(
     if variant != "unpaired":
         check_shape(chosen.shape, rejected_logps=rejected_logps)
     rows, others = both_selections(where, rejected_where, chosen.size, rejected.size)
+    if variant == "unpaired" and rejected_where is not None:  # rows of either side are others, even if as many
+        others = selection(rejected_where, rejected.size, "rejected_where")
     margins = beta * (jnp.where(rows, chosen, 0)[:, None] - jnp.where(others, rejected, 0))
+    embeddings = _embeddings(chosen, rejected, chosen_prompt_embeddings, rejected_prompt_embeddings, variant)
     if variant == "diagonal":
         values = _own_and_others(links.logistic(margins), others, diagonal_weight)
     else:
-        embeddings = _embeddings(chosen, rejected, chosen_prompt_embeddings, rejected_prompt_embeddings, variant)
         weights = _nearness(*embeddings, rows, others, distance_temperature)
         values = masked_mean(links.logistic(weights * margins), others)
     return jnp.where(rows, values, 0)
@@ -79,10 +81,12 @@ def _own_and_others(values: jax.Array, others: jax.Array, weight: float) -> jax.
     return jnp.where(jnp.any(off_diagonal, axis=-1), weight * own + (1 - weight) * mean, own)
 
 
-def _embeddings(chosen, rejected, chosen_embeddings, rejected_embeddings, variant) -> tuple[jax.Array, jax.Array]:
-    if rejected_embeddings is None and variant == "paired":
+def _embeddings(chosen, rejected, chosen_embeddings, rejected_embeddings, variant) -> tuple[jax.Array, ...]:
+    if rejected_embeddings is None and variant != "unpaired":
         rejected_embeddings = chosen_embeddings
     if chosen_embeddings is None or rejected_embeddings is None:
+        if variant == "diagonal":
+            return ()
         raise ValueError(f"variant is {variant!r}, which needs prompt embeddings; 'diagonal' needs none.")
     chex.assert_rank(jnp.asarray(chosen_embeddings), 2, custom_message="argument chosen_prompt_embeddings")
     width = jnp.shape(chosen_embeddings)[1]

@@ -7,11 +7,72 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from jaxpref.losses import domains
+from jaxpref.losses import domains, links, scores
 from jaxpref.losses.arrays import Array, check_shape, floating
 
 LARGEST_ENUMERATION = 6  # objectives up to which all 2^m - 1 faces of the simplex are solved
 LINE_SEARCHES = 500  # for more
+
+
+class RacoLossAux(NamedTuple):
+    """What each objective makes of each pair, ``[B, m]``.
+
+    Attributes:
+        losses: DPO on the pair as the objective prefers it.
+        margins: reward of the response that the objective prefers minus that of the other.
+        accuracies: whether that is above 0.
+    """
+
+    losses: jax.Array
+    margins: jax.Array
+    accuracies: jax.Array
+
+
+def raco_loss(
+    chosen_logps: Array,
+    rejected_logps: Array,
+    ref_chosen_logps: Array,
+    ref_rejected_logps: Array,
+    prefers: Array,
+    *,
+    weights: Array = (0.5, 0.5),
+    beta: float = 0.1,
+) -> tuple[jax.Array, RacoLossAux]:
+    r"""DPO for several objectives, which may prefer different responses of a pair, mixed by their weights.
+
+    .. math::
+        L_b = \sum_i w_i \ell_{ib}, \quad \ell_{ib} = -\log \sigma(\beta s_{ib} D_b)
+
+    with the difference :math:`D_b` of the log-ratios of the stored chosen and rejected responses. Alone this is a
+    linear mixture of losses; the method descends :func:`raco_direction` (with its ``c`` and ``clip``) of the gradients
+    of the objectives' own mean losses, which are those of one-hot weights.
+
+    See *Reward-free Alignment for Conflicting Objectives* (https://arxiv.org/abs/2602.02495).
+
+    Args:
+        chosen_logps, rejected_logps: ``[B]``, summed log-probabilities of the responses under the policy.
+        ref_chosen_logps, ref_rejected_logps: ``[B]``, the same under the reference; constants.
+        prefers: ``[B, m]``, 1 where objective i prefers the stored chosen response, -1 where the rejected one.
+        weights: ``[m]``, >= 0, sum to 1.
+        beta: strength of the KL constraint, > 0.
+
+    Returns:
+        ``(values [B], RacoLossAux)``.
+    """
+    domains.positive(beta=beta)
+    domains.simplex(weights=weights)
+    difference = scores.pair_margin(chosen_logps, rejected_logps, ref_chosen_logps, ref_rejected_logps)
+    chex.assert_rank(jnp.asarray(prefers), 2, custom_message="argument prefers")
+    check_shape((difference.size, jnp.shape(prefers)[1]), prefers=prefers)
+    weights = floating(weights)
+    if weights.shape != jnp.shape(prefers)[1:]:
+        raise ValueError(
+            f"there are {weights.size} weights, but prefers has {jnp.shape(prefers)[1]} numbers a pair; give one "
+            "weight for each objective."
+        )
+    margins = beta * floating(prefers) * difference[:, None]
+    losses = links.logistic(margins)
+    return jnp.sum(weights * losses, axis=-1), RacoLossAux(losses, margins, margins > 0)
 
 
 class RacoAux(NamedTuple):
@@ -30,6 +91,7 @@ class RacoAux(NamedTuple):
     phi: jax.Array
 
 
+@jax.default_matmul_precision("highest")  # accelerators would round float32 gradients
 def raco_direction(grads: Any, weights: Array, *, c: float = 0.4, clip: bool = True) -> tuple[Any, RacoAux]:
     r"""A direction to descend that respects the weights of m objectives and averts the conflicts of their gradients.
 
@@ -88,7 +150,7 @@ def _gram(grads: Any) -> jax.Array:
 
     def products(leaf):
         leaf, axes = floating(leaf), list(range(1, jnp.ndim(leaf)))
-        return jnp.tensordot(leaf, leaf, axes=(axes, axes), precision=jax.lax.Precision.HIGHEST)
+        return jnp.tensordot(leaf, leaf, axes=(axes, axes))
 
     return sum(products(leaf) for leaf in jax.tree.leaves(grads))
 

@@ -3,6 +3,7 @@
 from jaxpref.objectives.methods import (
     auxiliary,
     batchwise,
+    gradients,
     joint,
     likelihood,
     pairwise,
@@ -16,6 +17,7 @@ from jaxpref.objectives.methods import (
 __all__ = [
     "auxiliary",
     "batchwise",
+    "gradients",
     "joint",
     "likelihood",
     "pairwise",

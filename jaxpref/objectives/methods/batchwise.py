@@ -28,16 +28,42 @@ def _relative_rpo(
     rejected_logps,
     ref_chosen_logps,
     ref_rejected_logps,
+    prompt_embeddings=None,
     where=None,
     *,
     beta: float = 0.1,
+    distance_temperature: float = 0.5,
+    variant: str = "diagonal",
     diagonal_weight: float = 0.8,
 ):
+    losses.domains.choice(("diagonal", "paired"), variant=variant)
+    options = dict(beta=beta, distance_temperature=distance_temperature, diagonal_weight=diagonal_weight)
     pair = chosen_logps, rejected_logps, ref_chosen_logps, ref_rejected_logps
-    return losses.relative_rpo_loss(*pair, where=where, beta=beta, diagonal_weight=diagonal_weight, variant="diagonal")
+    return losses.relative_rpo_loss(*pair, prompt_embeddings, where=where, variant=variant, **options)
 
 
-_relative_rpo.__name__, _relative_rpo.__doc__ = "relative_rpo_loss", losses.relative_rpo_loss.__doc__
+def _unpaired_relative_rpo(
+    logps, ref_logps, labels, prompt_embeddings, where=None, *, beta: float = 0.1, distance_temperature: float = 0.5
+):
+    """Relative preference optimisation without pairs: every desirable response against every undesirable one.
+
+    ``variant="unpaired"`` of ``losses.relative_rpo_loss``, with its ``beta`` and ``distance_temperature``, for arrays
+    ``logps, ref_logps, labels, where [N]`` and ``prompt_embeddings [N, E]`` of a batch of both. Values of desirable
+    responses are such that their mean over all rows is the function's mean over the desirable ones; others are 0.
+
+    See *Relative Preference Optimization: Enhancing LLM Alignment through Contrasting Responses across Identical and
+    Diverse Prompts* (https://arxiv.org/abs/2402.10958).
+    """
+    rows = jnp.ones(labels.shape, bool) if where is None else where
+    desirable, undesirable = rows & labels, rows & ~labels
+    both = logps, logps, ref_logps, ref_logps, prompt_embeddings, prompt_embeddings, desirable, undesirable
+    options = dict(beta=beta, distance_temperature=distance_temperature)
+    values = losses.relative_rpo_loss(*both, variant="unpaired", **options)
+    return values * jnp.sum(rows) / losses.arrays.at_least_one(jnp.sum(desirable))
+
+
+_relative_rpo.__doc__ = losses.relative_rpo_loss.__doc__
+_relative_rpo.__name__ = _unpaired_relative_rpo.__name__ = "relative_rpo_loss"
 
 
 def _lcpo_at_reference(hyperparameters, side):
@@ -105,9 +131,23 @@ register(
     "Identical and Diverse Prompts",
     url="https://arxiv.org/abs/2402.10958",
     formula="w dpo + (1 - w) mean over other pairs' rejected responses of -log sigmoid(beta (a_i - b_j))",
-    disagreements="The diagonal variant; weights from prompt embeddings need arrays that rows of data do not carry.",
+    disagreements="variant='paired' is the paper's: -log sigmoid(beta w_ij (a_i - b_j)), w_i by nearness of prompts, "
+    "of which rows have a prompt_embedding. The weights are inside the sigmoid, so that beta falls with the batch.",
     coupled=True,
     at_reference=_log_two,
+    relevant={"distance_temperature": {"variant": "paired"}},
+)
+register(
+    "relative_rpo_unpaired",
+    _unpaired_relative_rpo,
+    feedback="unpaired",
+    title="Relative Preference Optimization: Enhancing LLM Alignment through Contrasting Responses across "
+    "Identical and Diverse Prompts",
+    url="https://arxiv.org/abs/2402.10958",
+    formula="mean over desirable i, undesirable j of -log sigmoid(beta w_ij (a_i - b_j)), w_i by nearness of prompts",
+    disagreements="A batch without desirable or without undesirable responses has the loss 0. As in relative_rpo, beta "
+    "falls with the number of undesirable responses.",
+    coupled=True,
 )
 register(
     "beta_dpo",
