@@ -31,7 +31,8 @@ CLAIM = lab.Claim(
     "little reward, 0.02 and 0.05 in the two checks that do not hold; with its best beta DPO loses at most 0.05 to "
     "HyPO. The weight 0.03 was chosen among 0.01, 0.03, 0.1 and 0.3 on 6 of the seeds: at 0.01 the unseen response "
     "still gets 0.41 to 0.64 for looks 1 and beta up to 0.2, at 0.1 the policy hardly leaves the reference with a beta "
-    "of 0.1 (KL 0.06). The term knows the reference and no rewards: it would hold a good unseen response back as well (not tested).",
+    "of 0.1 (KL 0.06). The term knows the reference and no rewards: it should hold a good unseen response back as well "
+    "(not tested).",
 )
 STATES, RESPONSES, FEATURES, PAIRS, SAMPLES = 8, 8, 6, 2_000, 4
 BETAS, LOOKS, WEIGHTS = (0.05, 0.1, 0.2, 0.5, 1.0), (0.0, 0.5, 1.0), {"DPO": 0.0, "HyPO": 0.03}
