@@ -42,7 +42,7 @@ def page(name: str, claim: Claim, results: Mapping[str, Any]) -> str:
         f"**Here.** {claim.setting}",
         f"    jaxpref reproduce {name}            # about {duration(claim.minutes)} on two CPU cores\n"
         f"    jaxpref reproduce {name} --quick",
-        f"**Verdict: {results['verdict']}.** {claim.notes}".rstrip(),
+        f"**Verdict: {verdict(results)}.** {claim.notes}".rstrip(),
         _body(checks(results)),
         "![](figure.png)",
         _body(measurements(results)),
@@ -62,9 +62,9 @@ def overview(entries: Mapping[str, tuple[Claim, Mapping[str, Any] | None]]) -> s
         "| --- | --- | --- | ---: | ---: |",
     ]
     for name, (claim, results) in entries.items():
-        verdict, seeds = (results["verdict"], results["seeds"]) if results else (NEVER, "")
+        seeds = results["seeds"] if results else ""
         lines.append(
-            f"| [{claim.statement}]({name}/README.md) | [{claim.paper}]({claim.url}) | {verdict} | {seeds} "
+            f"| [{claim.statement}]({name}/README.md) | [{claim.paper}]({claim.url}) | {verdict(results)} | {seeds} "
             f"| {claim.minutes:g} |"
         )
     return "\n".join(lines) + "\n"
@@ -73,10 +73,18 @@ def overview(entries: Mapping[str, tuple[Claim, Mapping[str, Any] | None]]) -> s
 def listing(entries: Mapping[str, tuple[Claim, Mapping[str, Any] | None]]) -> tables.Table:
     """The same for a terminal."""
     rows = [
-        (name, results["verdict"] if results else NEVER, duration(claim.minutes), claim.statement)
-        for name, (claim, results) in entries.items()
+        (name, verdict(results), duration(claim.minutes), claim.statement) for name, (claim, results) in entries.items()
     ]
     return tables.Table("", ("claim", "verdict", "takes", "statement"), tuple(rows))
+
+
+def verdict(results: Mapping[str, Any] | None) -> str:
+    """The verdict as text; of one in between, how many checks hold."""
+    if results is None:
+        return NEVER
+    held = sum(check["holds"] for check in results["checks"])
+    between = 0 < held < len(results["checks"])
+    return f"{results['verdict']}: {held} of {len(results['checks'])} checks hold" if between else results["verdict"]
 
 
 def duration(minutes: float) -> str:
