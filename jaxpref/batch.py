@@ -14,6 +14,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+# What the data room writes and objectives read.
+PROMPT_LENGTHS = "prompt_lengths"  # side input: tokens of each response that are its own prompt's
+IDS = "ids"  # side input: the place of an example in its data set, where the data set is trained on
+FIRST_SAMPLE = {"demonstrations": 1, "pairs": 2}  # kind of examples that may have samples -> the first one's response
+
 
 class Layout(NamedTuple):
     """Static regions of a row: ``[prompt | response_0 | ... | response_{K-1}]``.

@@ -45,9 +45,11 @@ def _environment(devices: int, *, reduced: bool) -> dict[str, str]:
 os.environ.update(_environment(DEVICES, reduced=True))
 
 import hypothesis  # noqa: E402
+import jax  # noqa: E402
 import pytest  # noqa: E402
 
 SPENT = pytest.StashKey[float]()
+MAPPINGS = 5000  # Linux gives a process 65,530; a thousand tests make some ten thousand
 
 hypothesis.settings.register_profile(
     "fast",
@@ -122,6 +124,17 @@ def pytest_runtest_call(item):
         return (yield)
     finally:
         item.stash[SPENT] = sum(os.times()[:4]) - begin
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_teardown(item, nextitem):
+    """Forgets compiled programs after a module when they are many: each holds memory and mappings of the process."""
+    result = yield
+    mappings = pathlib.Path("/proc/self/maps")
+    if (nextitem is None or nextitem.path != item.path) and mappings.exists():
+        if mappings.read_text().count("\n") > MAPPINGS:
+            jax.clear_caches()
+    return result
 
 
 @pytest.hookimpl(wrapper=True)

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from jaxpref.batch import PROMPT_LENGTHS
 from jaxpref.data import records, templates
 from jaxpref.data.records import Record, Tokenized
 from jaxpref.data.templates import Span, Template
@@ -168,7 +169,7 @@ def _assemble(
         prompt, own = _split_first(prompts)
         responses = [before + ids for before, ids in zip(own, responses, strict=True)]
         masks = [[True] * len(before) + mask for before, mask in zip(own, masks, strict=True)]
-        side = side | {"prompt_lengths": np.array([len(before) for before in own], np.float32)}
+        side = side | {PROMPT_LENGTHS: np.array([len(before) for before in own], np.float32)}
         shown = {"prompts": tuple(map(_shown, record.prompts))}
     ledger.truncated.update(cuts)
     return Tokenized(

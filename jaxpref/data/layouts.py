@@ -27,12 +27,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxpref.batch import Batch, Examples, Layout, Rows
+from jaxpref.batch import IDS, PROMPT_LENGTHS, Batch, Examples, Layout, Rows
 from jaxpref.errors import ConfigError, DataError
 
 LAYOUTS = ("padded", "packed", "shared", "packed+shared")
 # Side inputs with a number for each response, of which examples may have fewer.
-PER_RESPONSE = ("scores", "prompt_lengths")
+PER_RESPONSE = ("scores", PROMPT_LENGTHS)
 NOWHERE = np.int32(2**31 - 1)  # an index outside every batch: gathered as zero
 
 
@@ -270,7 +270,7 @@ def _empty_examples(stream: StreamShape) -> Examples:
 
 def _empty_side(key: str, stream: StreamShape) -> np.ndarray:
     axes = (stream.responses,) if key in PER_RESPONSE else (stream.widths[key],) if key in stream.widths else ()
-    return np.zeros((stream.examples, *axes), np.int32 if key == "ids" else np.float32)
+    return np.zeros((stream.examples, *axes), np.int32 if key == IDS else np.float32)
 
 
 def _check(example: Any, name: str, stream: StreamShape) -> None:

@@ -11,14 +11,14 @@ from typing import Any
 
 import numpy as np
 
+from jaxpref.batch import FIRST_SAMPLE, IDS
 from jaxpref.data import fields, records
 from jaxpref.data.examples import Ledger
 from jaxpref.data.fields import Message, Text
 from jaxpref.data.records import Record, Tokenized
 from jaxpref.errors import DataError
 
-FIELD, IDS = "samples", "ids"
-REQUIRED = {"demonstrations": 1, "pairs": 2}  # kind of records that may have samples -> responses of their own
+FIELD = "samples"
 
 
 def taken(group: Iterable[tuple[str, Record]], ledger: Ledger) -> list[tuple[str, Record]]:
@@ -55,7 +55,7 @@ def prepared(kind: str, examples: list[Tokenized], reads: Collection[str]) -> tu
     """Examples as objectives read them, all with as many responses, and what there is to know about it.
 
     Args:
-        kind: of records, one of ``REQUIRED``.
+        kind: of records, one of ``FIRST_SAMPLE``.
         examples: of a stream.
         reads: what objectives read beside the rows' own responses and numbers: ``samples``, and ``ids``, the place of
             each example in the data set.
@@ -65,7 +65,7 @@ def prepared(kind: str, examples: list[Tokenized], reads: Collection[str]) -> tu
     if unread and FIELD not in reads:
         notes.append(f"{unread} of {len(examples)} examples have {FIELD!r}, which no objective reads.")
     if FIELD in reads:
-        some = sum(len(example.responses) > REQUIRED[kind] for example in examples)
+        some = sum(len(example.responses) > FIRST_SAMPLE[kind] for example in examples)
         if some < len(examples):
             notes.append(f"{some} of {len(examples)} examples have samples.")
         most = max(len(example.responses) for example in examples)

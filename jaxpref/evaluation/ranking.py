@@ -6,8 +6,8 @@ See *Preference Learning Algorithms Do Not Learn Preference Rankings* (https://a
 import jax
 import jax.numpy as jnp
 
-from jaxpref.losses import domains, links
-from jaxpref.losses.arrays import Array, at_least_one, per_example
+from jaxpref.losses import domains, links, scores
+from jaxpref.losses.arrays import Array, per_example
 
 
 def ranking_accuracy(
@@ -29,8 +29,7 @@ def ranking_accuracy(
     if (chosen_lengths is None) != (rejected_lengths is None):
         raise ValueError("chosen_lengths and rejected_lengths must be given together.")
     if chosen_lengths is not None:
-        lengths = per_example(chosen_logps=chosen, chosen_lengths=chosen_lengths, rejected_lengths=rejected_lengths)
-        chosen, rejected = chosen / at_least_one(lengths[1]), rejected / at_least_one(lengths[2])
+        chosen, rejected = scores.pair_averages(chosen, rejected, chosen_lengths, rejected_lengths)
     correct = chosen >= rejected
     return correct, _share(correct)
 

@@ -10,7 +10,7 @@ from jaxpref.errors import DataError, UserError
 from jaxpref.evaluation import statistics
 from jaxpref.evaluation.statistics import Interval
 
-VERDICTS = ("reproduced", "partly reproduced", "not reproduced")
+VERDICTS = (REPRODUCED, PARTLY, NOT) = ("reproduced", "partly reproduced", "not reproduced")
 
 
 class Absent(UserError):
@@ -93,7 +93,7 @@ def near(statement: str, values, target: float, tolerance: float) -> Check:
 
 def verdict(holds: Sequence[bool]) -> str:
     """``reproduced`` where every check holds, ``not reproduced`` where none does."""
-    return VERDICTS[0] if all(holds) else VERDICTS[1] if any(holds) else VERDICTS[2]
+    return REPRODUCED if all(holds) else PARTLY if any(holds) else NOT
 
 
 def summary(outcome: Outcome) -> dict[str, Any]:

@@ -8,7 +8,7 @@ import numpy as np
 from jaxpref.analysis import tables
 from jaxpref.evaluation import statistics
 from jaxpref.evaluation.statistics import Interval
-from jaxpref.lab.claims import Claim
+from jaxpref.lab.claims import PARTLY, Claim
 
 NEVER = "not run yet"
 
@@ -82,9 +82,10 @@ def verdict(results: Mapping[str, Any] | None) -> str:
     """The verdict as text; of one in between, how many checks hold."""
     if results is None:
         return NEVER
-    held = sum(check["holds"] for check in results["checks"])
-    between = 0 < held < len(results["checks"])
-    return f"{results['verdict']}: {held} of {len(results['checks'])} checks hold" if between else results["verdict"]
+    if results["verdict"] != PARTLY:
+        return results["verdict"]
+    held = [check["holds"] for check in results["checks"]]
+    return f"{PARTLY}: {sum(held)} of {len(held)} checks hold"
 
 
 def duration(minutes: float) -> str:

@@ -15,13 +15,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxpref.batch import Examples, lengths
-from jaxpref.losses import wpo_weights
+from jaxpref.batch import FIRST_SAMPLE, IDS, PROMPT_LENGTHS, Examples, lengths
+from jaxpref.losses import scores, wpo_weights
 
 OTHERS = "other_ref_logps"  # channel [N, K, L, O] that travels with the examples: log-probs under O further references
-PROMPT_LENGTHS = "prompt_lengths"  # side input: tokens of each response that are its own prompt's
-IDS = "ids"  # side input: the place of an example in its data set, where the data set is trained on
-FIRST_SAMPLE = {"demonstrations": 1, "pairs": 2}  # kind of examples that may have samples -> the first one's response
 
 
 class View(NamedTuple):
@@ -172,7 +169,7 @@ def _all_sums(channel: str) -> Input:
 
 
 def _all_averages(view: View) -> jax.Array:
-    return jnp.sum(view.outputs["logps"], axis=-1) / jnp.maximum(lengths(view.examples), 1)
+    return scores.average(jnp.sum(view.outputs["logps"], axis=-1), lengths(view.examples))
 
 
 def _scores(view: View) -> jax.Array:

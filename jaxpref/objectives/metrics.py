@@ -5,9 +5,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxpref.batch import lengths
+from jaxpref.batch import FIRST_SAMPLE, PROMPT_LENGTHS, lengths
 from jaxpref.losses import scores
-from jaxpref.objectives.inputs import FIRST_SAMPLE, PROMPT_LENGTHS, View, scored
+from jaxpref.objectives.inputs import View, scored
 from jaxpref.objectives.registry import Method
 
 Metrics = dict[str, tuple[jax.Array, jax.Array]]

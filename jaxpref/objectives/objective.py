@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxpref.batch import Examples, lengths
+from jaxpref.batch import FIRST_SAMPLE, PROMPT_LENGTHS, Examples, lengths
 from jaxpref.errors import ConfigError
 from jaxpref.losses import domains
 from jaxpref.objectives import inputs, metrics, registry, schedules
@@ -191,15 +191,15 @@ def counts(method: registry.Method, examples: Examples) -> dict[str, jax.Array]:
     where = valid(method, examples)
     numbers = {"examples": jnp.sum(where), "tokens": jnp.sum(examples.mask[:, 0] & where[:, None])}
     if method.sampled:
-        present = lengths(examples)[:, inputs.FIRST_SAMPLE[method.feedback] :] > 0
+        present = lengths(examples)[:, FIRST_SAMPLE[method.feedback] :] > 0
         numbers["samples"] = jnp.sum(present & where[:, None])
     return {unit: number.astype(jnp.result_type(float)) for unit, number in numbers.items()}
 
 
 def _present(term: str, method: registry.Method, examples: Examples) -> dict[str, inputs.Input]:
     """Arguments that can be bound: all but optional side inputs that the data does not have."""
-    own, number = inputs.PROMPT_LENGTHS in examples.side, examples.mask.shape[1]
-    of_method = inputs.PROMPT_LENGTHS in method.sides, len(registry.FEEDBACK[method.feedback])
+    own, number = PROMPT_LENGTHS in examples.side, examples.mask.shape[1]
+    of_method = PROMPT_LENGTHS in method.sides, len(registry.FEEDBACK[method.feedback])
     if (own or of_method[0]) and (own, number) != of_method:
         raise ConfigError(
             f"config.objectives.{term} ({method.name}) learns from {method.feedback}, but an example of its data "

@@ -7,8 +7,9 @@ from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
+from jaxpref.batch import IDS, PROMPT_LENGTHS
 from jaxpref.errors import ConfigError
-from jaxpref.objectives.inputs import IDS, PROMPT_LENGTHS, Input, table
+from jaxpref.objectives.inputs import Input, table
 from jaxpref.objectives.naming import known
 
 # Feedback type -> responses that an example must not lack. The default name of a data stream is its feedback type.

@@ -6,11 +6,11 @@ import jax
 from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxpref import models, objectives
+from jaxpref.batch import PROMPT_LENGTHS
 from jaxpref.configuration import Sections
 from jaxpref.data import layouts
 from jaxpref.errors import ConfigError
 from jaxpref.objectives import registry
-from jaxpref.objectives.inputs import PROMPT_LENGTHS
 from jaxpref.training import blueprint, costs, inputs, mesh, starting
 from jaxpref.training.reference import CHANNEL, OTHERS
 from jaxpref.training.state import reference_of

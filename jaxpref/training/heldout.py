@@ -8,8 +8,8 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxpref import configuration
+from jaxpref.batch import IDS
 from jaxpref.data import Dataset, Tokenized, layouts
-from jaxpref.data.samples import IDS
 from jaxpref.errors import ConfigError
 from jaxpref.objectives import Total
 from jaxpref.training import inputs, state

@@ -11,7 +11,8 @@ import pytest
 from jaxpref import configuration, objectives
 from jaxpref.data import Tokenized, layouts
 from jaxpref.errors import ConfigError
-from jaxpref.training import assembly, engine, precompute, state
+from jaxpref.training import assembly, engine, state
+from tests.training import steps
 
 PAIRS = [
     {"prompt": "A fruit:", "chosen": " an apple", "rejected": " a stone"},
@@ -48,17 +49,7 @@ def assemble(folder, method: str, kind: str, rows: list, *, layout="padded", ref
 
 def two_steps(parts) -> list[dict[str, float]]:
     """Metrics of two steps, without the name of the term."""
-    measured = []
-    with jax.set_mesh(parts.mesh):
-        if parts.cache is not None:
-            precompute.fill_run(parts, [], range(2), lambda *_: None)
-            parts = parts._replace(reference=None)
-        step, current = parts.compile_step(), parts.state
-        for number in range(2):
-            current, metrics = step(current, parts.reference, jax.random.key(0), parts.place(number))
-            found = {name: float(total) / float(count) for name, (total, count) in metrics.items() if count}
-            measured.append({name.split("/")[0]: value for name, value in found.items() if "/" in name})
-    return measured
+    return [{name.split("/")[0]: value for name, value in found.items() if "/" in name} for found in steps.take(parts)]
 
 
 def assert_close(found, expected, names=None):

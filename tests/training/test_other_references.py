@@ -12,6 +12,7 @@ from jaxpref.errors import ConfigError, ModelError
 from jaxpref.planning.program import program
 from jaxpref.training import assembly, loop, mesh, precompute, starting, state
 from tests.objectives.example_batches import batch
+from tests.training import steps
 from tests.training.test_offload import lines, quiet
 
 SIZES = dict(layers=1, width=16, heads=2, head_dim=8, mlp_width=16)
@@ -58,16 +59,8 @@ def assembled(made, workdir) -> assembly.Assembly:
 
 def two_steps(made, workdir) -> list[dict[str, float]]:
     """The term's metrics of two steps."""
-    parts, measured = assembled(made, workdir), []
-    with jax.set_mesh(parts.mesh):
-        parts = precompute.fill_run(parts, [], range(2), quiet)
-        assert all(other.params is None for other in parts.others)
-        step, current = parts.compile_step(), parts.state
-        for number in range(2):
-            current, metrics = step(current, parts.reference, jax.random.key(0), parts.place(number))
-            values = {n: float(total) / float(count) for n, (total, count) in metrics.items() if n.endswith("/term")}
-            measured.append(values | {"gradient_norm": float(metrics["gradient_norm"][0])})
-    return measured
+    measured = steps.take(assembled(made, workdir))
+    return [{n: v for n, v in found.items() if n.endswith("/term") or n == "gradient_norm"} for found in measured]
 
 
 def assert_same(found, expected, names=None):

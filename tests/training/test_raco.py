@@ -13,6 +13,7 @@ from jaxpref.data import layouts
 from jaxpref.errors import ConfigError, DataError
 from jaxpref.planning import program
 from jaxpref.training import assembly, costs, engine, loop, throughput
+from tests.training import steps
 
 # ------------------------------------------------------------------------------------------------ a linear model
 
@@ -216,14 +217,7 @@ def assembled(made, folder):
 
 
 def two_steps(made, folder) -> list[dict[str, float]]:
-    parts = assembled(made, folder)
-    measured = []
-    with jax.set_mesh(parts.mesh):
-        step, current = parts.compile_step(), parts.state
-        for number in range(2):
-            current, metrics = step(current, parts.reference, jax.random.key(0), parts.place(number))
-            measured.append({name: float(total) / float(count) for name, (total, count) in metrics.items() if count})
-    return measured
+    return steps.take(assembled(made, folder))
 
 
 def test_lists_of_numbers_travel_with_their_rows(tmp_path):
@@ -330,8 +324,8 @@ def test_a_run_with_a_cached_reference_goes_on_where_it_was(tmp_path):
     made = config(tmp_path, ROWS, "raco", "packed+shared", weights=(0.3, 0.7))
     made.reference.kind, made.evals.again, made.log.progress = "cached", dict(data="rows"), False
     folder = tmp_path / "run"
-    for steps in (3, 5):
-        made.train.steps = steps
+    for count in (3, 5):
+        made.train.steps = count
         finished = loop.run(made, str(folder), say=lambda *_: None)
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     logged = {line["step"]: line for line in lines if "loss/raco" in line}

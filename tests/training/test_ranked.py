@@ -2,12 +2,12 @@
 
 import json
 
-import jax
 import numpy as np
 import pytest
 
 from jaxpref import configuration, objectives
-from jaxpref.training import assembly, precompute
+from jaxpref.training import assembly
+from tests.training import steps
 
 ROWS = [
     {"prompt": "A fruit:", "completions": [" an apple", " a stone", " a pear tree"], "scores": [0.5, -1.0, 2.0]},
@@ -36,16 +36,7 @@ def two_steps(folder, method: str, layout: str, kind: str) -> list[dict[str, flo
     path.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
     sections = configuration.sections(config(path, method, layout, kind))
     parts = assembly.assemble(sections, str(folder), report=lambda *_: None)
-    measured = []
-    with jax.set_mesh(parts.mesh):
-        if parts.cache is not None:
-            precompute.fill_run(parts, [], range(2), lambda *_: None)
-            parts = parts._replace(reference=None)
-        step, current = parts.compile_step(), parts.state
-        for number in range(2):
-            current, metrics = step(current, parts.reference, jax.random.key(0), parts.place(number))
-            measured.append({name: float(total) / float(count) for name, (total, count) in metrics.items() if count})
-    return measured
+    return steps.take(parts)
 
 
 def test_the_best_response_comes_first_whatever_the_file_says(tmp_path):

@@ -10,7 +10,8 @@ import pytest
 from jaxpref import configuration, objectives
 from jaxpref.errors import ConfigError
 from jaxpref.planning import program
-from jaxpref.training import assembly, heldout, loop, precompute, trees
+from jaxpref.training import assembly, heldout, loop, trees
+from tests.training import steps
 from tests.training.test_offload import lines, quiet
 
 PAIRS = [
@@ -47,19 +48,12 @@ def assembled(made, folder):
     return assembly.assemble(configuration.sections(made), str(folder), report=quiet)
 
 
-def stepped(made, folder, steps: int = 2):
+def stepped(made, folder, count: int = 2):
     """``(states, metrics as numbers)`` of a few steps."""
-    parts = assembled(made, folder)
-    states, measured = [], []
-    with jax.set_mesh(parts.mesh):
-        if parts.cache is not None:
-            precompute.fill_run(parts, [], range(steps), quiet)
-            parts = parts._replace(reference=None)
-        step, current = parts.compile_step(), parts.state
-        for number in range(steps):
-            current, metrics = step(current, parts.reference, jax.random.key(0), parts.place(number))
-            states.append(jax.tree.map(np.array, current))
-            measured.append({name: float(total) / float(count) for name, (total, count) in metrics.items() if count})
+    states = []
+    measured = steps.take(
+        assembled(made, folder), count, after=lambda current: states.append(jax.tree.map(np.array, current))
+    )
     return states, measured
 
 
