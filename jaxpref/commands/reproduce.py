@@ -59,9 +59,16 @@ def _reproduce(folder, name: str, quick: bool) -> bool:
         return True
     results = claims.summary(outcome) if quick else folders.write(folder, name, module.CLAIM, outcome)
     tables.show_table(pages.measurements(results))
-    tables.show_table(pages.checks(results))
+    tables.show_table(pages.checks(results["checks"]))
+    if results["beyond"]:
+        print("Asked beyond the claim:")
+        tables.show_table(pages.checks(results["beyond"]))
     print(f"{name}: {results['verdict']}, {results['seeds']} seeds, {time.monotonic() - begin:.0f} s\n")
     if not quick:
         return True
-    recorded = {check["statement"]: check["holds"] for check in before["checks"]} if before else {}
-    return all(check["holds"] or not recorded.get(check["statement"], True) for check in results["checks"])
+    recorded = {check["statement"]: check["holds"] for check in _all_checks(before)} if before else {}
+    return all(check["holds"] or not recorded.get(check["statement"], True) for check in _all_checks(results))
+
+
+def _all_checks(results) -> list:
+    return results["checks"] + results["beyond"]

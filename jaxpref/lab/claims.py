@@ -67,13 +67,15 @@ class Outcome(NamedTuple):
 
     Attributes:
         measured: condition -> metric -> one number a seed; the result table.
-        checks: what the claim comes to.
+        checks: what the claim comes to; the verdict is theirs.
         figure: the claim in a picture.
+        beyond: what was asked on top, of which the paper says nothing: shown, with no part in the verdict.
     """
 
     measured: Mapping[str, Mapping[str, Sequence[float]]]
     checks: Sequence[Check]
     figure: Figure
+    beyond: Sequence[Check] = ()
 
 
 def above(statement: str, first, second=0.0) -> Check:
@@ -109,19 +111,21 @@ def summary(outcome: Outcome) -> dict[str, Any]:
         for condition, metrics in outcome.measured.items()
     }
     sizes = {len(values) for metrics in measured.values() for values in metrics.values()}
-    sizes |= {len(np.ravel(check.values)) for check in outcome.checks}
+    sizes |= {len(np.ravel(check.values)) for check in (*outcome.checks, *outcome.beyond)}
     if len(sizes) != 1 or min(sizes) < 3:
         raise DataError(
             f"the outcome of a claim has {sorted(sizes)} numbers a quantity; expected one for each of 3 seeds or more."
         )
-    checks = []
-    for check in outcome.checks:
-        mean, low, high, *_ = check.interval
-        wanted = [None if np.isinf(end) else float(end) for end in (check.low, check.high)]
-        checks.append(dict(statement=check.statement, mean=mean, low=low, high=high, wanted=wanted, holds=check.holds))
     return {
-        "verdict": verdict([check["holds"] for check in checks]),
+        "verdict": verdict([check.holds for check in outcome.checks]),
         "seeds": sizes.pop(),
-        "checks": checks,
+        "checks": [_as_numbers(check) for check in outcome.checks],
+        "beyond": [_as_numbers(check) for check in outcome.beyond],
         "measured": measured,
     }
+
+
+def _as_numbers(check: Check) -> dict[str, Any]:
+    mean, low, high, *_ = check.interval
+    wanted = [None if np.isinf(end) else float(end) for end in (check.low, check.high)]
+    return dict(statement=check.statement, mean=mean, low=low, high=high, wanted=wanted, holds=check.holds)

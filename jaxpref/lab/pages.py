@@ -24,11 +24,11 @@ def measurements(results: Mapping[str, Any]) -> tables.Table:
     return tables.Table("", ("", *metrics), tuple(rows), (note,))
 
 
-def checks(results: Mapping[str, Any]) -> tables.Table:
-    """What the claim comes to, and whether it holds."""
+def checks(found: Sequence[Mapping[str, Any]]) -> tables.Table:
+    """Checks (``results["checks"]`` or ``results["beyond"]``), what was found, and whether they hold."""
     rows = [
         (check["statement"], number(_interval(check)), _wanted(check), "yes" if check["holds"] else "no")
-        for check in results["checks"]
+        for check in found
     ]
     return tables.Table("", ("check", "found", "wanted", "holds"), tuple(rows))
 
@@ -43,7 +43,8 @@ def page(name: str, claim: Claim, results: Mapping[str, Any]) -> str:
         f"    jaxpref reproduce {name}            # about {duration(claim.minutes)} on two CPU cores\n"
         f"    jaxpref reproduce {name} --quick",
         f"**Verdict: {verdict(results)}.** {claim.notes}".rstrip(),
-        _body(checks(results)),
+        _body(checks(results["checks"])),
+        *(("**Asked beyond the claim.**", _body(checks(results["beyond"]))) if results["beyond"] else ()),
         "![](figure.png)",
         _body(measurements(results)),
     ]

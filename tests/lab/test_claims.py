@@ -65,6 +65,16 @@ def test_a_full_run_writes_and_a_quick_one_compares(folder, capsys):
     assert "reproduced" in capsys.readouterr().out
 
 
+def test_what_was_asked_beyond_the_claim_is_shown_and_has_no_part_in_the_verdict(folder):
+    failing = 'Figure(), [lab.below("one is below zero", VALUES)])'
+    (folder / "one" / "run.py").write_text(RUN.replace("SECOND", "1.1").replace("Figure())", failing))
+    assert cli.main(["reproduce", "one"]) == 0
+    assert json.loads((folder / "one" / "results.json").read_text())["verdict"] == "reproduced"
+    page = (folder / "one" / "README.md").read_text()
+    assert page.index("one is above zero") < page.index("Asked beyond the claim") < page.index("one is below zero")
+    assert cli.main(["reproduce", "one", "--quick"]) == 0  # as the full run found
+
+
 def test_errors_name_what_to_do(folder, capsys):
     assert cli.main(["reproduce", "ones"]) == 2
     assert "there is no claim 'ones'" in capsys.readouterr().err
