@@ -140,6 +140,14 @@ def test_generate_answers_a_file(pipeline, main, tmp_path):
     assert [line["completion"] for line in written] == [line["completion"] for line in lines[::2]]
 
 
+def test_generate_answers_with_the_checkpoint_that_is_asked_for(pipeline, main, failure, tmp_path):
+    (tmp_path / "prompts.jsonl").write_text('{"prompt": "The film was"}\n')
+    command = ("generate", f"--prompts={tmp_path}/prompts.jsonl", "--max_tokens=4", "--temperature=0")
+    run = f"--model={pipeline}/run/sft"
+    assert main(*command, run, "--step=2") == main(*command, run)
+    assert "does not exist, only [2] do" in failure(*command, run, "--step=1")
+
+
 def test_generate_says_what_is_no_model(failure, tmp_path):
     assert "is neither a run" in failure("generate", f"--model={tmp_path}", "--prompts=x")
 
@@ -151,7 +159,7 @@ def same(one, other):
     return jax.tree.all(jax.tree.map(lambda a, b: bool(np.array_equal(a, b)), one, other))
 
 
-def test_a_run_survives_the_way_to_hugging_face_and_back(pipeline, main, tmp_path):
+def test_a_run_survives_the_way_to_hugging_face_and_back(pipeline, main, failure, tmp_path):
     main("convert", f"--from={pipeline}/run/sft", f"--to_hf={tmp_path}/hf")
     main("convert", f"--from_hf={tmp_path}/hf", f"--to={tmp_path}/run")
     main("convert", f"--from={tmp_path}/run", f"--to_hf={tmp_path}/again")
@@ -161,6 +169,9 @@ def test_a_run_survives_the_way_to_hugging_face_and_back(pipeline, main, tmp_pat
     (tmp_path / "prompts.jsonl").write_text('{"prompt": "The film was"}\n')
     answers = [main("generate", f"--model={place}", *prompt) for place in (pipeline / "run/sft", tmp_path / "hf")]
     assert answers[0] == answers[1]
+    refused = "--step=2 chooses a checkpoint of a run"
+    assert refused in failure("generate", f"--model={tmp_path}/hf", *prompt, "--step=2")
+    assert refused in failure("convert", f"--from_hf={tmp_path}/hf", f"--to={tmp_path}/x", "--step=2")
 
 
 def test_a_reward_model_is_exported_with_its_head(pipeline, main, failure, tmp_path):

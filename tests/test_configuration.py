@@ -285,6 +285,13 @@ def test_what_only_a_stage_reads_is_refused_beside_stages(staged):
     assert "set config.stages.warm.train" in failure(staged, train__steps="3")
 
 
+def test_a_comparison_without_stages_is_refused(file):
+    config = configuration.load(file)
+    config.compare.gold = dict(world="sentiment")
+    with pytest.raises(ConfigError, match="config.compare compares the stages of a config, and this one has none"):
+        configuration.sections(config)
+
+
 def test_a_stage_can_only_start_from_an_earlier_one(staged):
     assert "did you mean 'warm'" in failure(staged, stages__align__init_from="stage:warn")
 

@@ -31,6 +31,9 @@ class Table(NamedTuple):
     rows: tuple[tuple[str, ...], ...]
     notes: tuple[str, ...] = ()
 
+    def _repr_html_(self) -> str:
+        return to_html(self)
+
 
 class Score(NamedTuple):
     """One row of :func:`comparison`; None where a quantity does not apply.

@@ -73,9 +73,8 @@ def read_hf(source, devices, options):
     from jaxpref.configuration import schema
     from jaxpref.training import starting
 
-    if options.step is not None:
-        raise ConfigError("--step chooses a checkpoint of a run, but --from_hf names a Hugging Face directory.")
-    model, params = starting.load_model(schema.Model(param_dtype=options.dtype), source, devices, seed=0)
+    section = schema.Model(param_dtype=options.dtype)
+    model, params = starting.load_model(section, source, devices, seed=0, step=options.step)
     described = json.loads((epath.Path(source.path) / "config.json").read_text())
     scores = any(name.endswith("ForSequenceClassification") for name in described.get("architectures") or ())
     heads = {"score": models.load_hf_head(source.path, dtype=options.dtype)} if scores else {}

@@ -15,6 +15,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     """Options of the command."""
     add = parser.add_argument
     add("--model", required=True, metavar="D", help="run folder, Hugging Face directory, or hf://org/name")
+    add("--step", type=int, metavar="N", help="checkpoint of the run (default: the best or the newest)")
     add("--prompts", metavar="F", help="JSONL (.gz, .zst) or Parquet with 'prompt' or 'messages'; terminal without it")
     add("--output", metavar="F", help="JSONL file to write (default: the standard output)")
     add("--max-tokens", type=int, default=256, metavar="N", help="longest answer (default: %(default)s)")
@@ -45,7 +46,7 @@ def run(options: argparse.Namespace) -> None:
     devices = mesh.make_mesh(schema.Mesh())
     section = schema.Model(dtype=options.dtype, param_dtype=options.dtype)
     with jax.set_mesh(devices):
-        model, params = starting.load_model(section, source, devices, seed=0)
+        model, params = starting.load_model(section, source, devices, seed=0, step=options.step)
     generation.command.run(
         model,
         params,

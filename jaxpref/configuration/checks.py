@@ -135,6 +135,8 @@ def _check_run(built: Sections) -> None:
         raise ConfigError(
             "config names no model: give init_from to start from a checkpoint, or model.name to start from scratch."
         )
+    if built.compare:
+        raise ConfigError("config.compare compares the stages of a config, and this one has none; set config.stages.")
     if not built.objectives:
         raise ConfigError("config.objectives is empty; add a term, for example objectives.config('dpo').")
     for name, term in built.objectives.items():

@@ -16,7 +16,7 @@ RESPONSES = {"pairs": SIDES, "joint": SIDES, "crossed": ("hi_chosen", "hi_reject
 
 
 def collect(
-    method: Method, view: View, arrays: dict[str, jax.Array], hyperparameters: dict[str, Any], aux: Any
+    method: Method, view: View, arrays: dict[str, jax.Array], hyperparameters: dict[str, Any], aux: Any, state: Any
 ) -> Metrics:
     """Everything worth logging about a term but its loss.
 
@@ -26,7 +26,7 @@ def collect(
     ``displacement`` is the shift of summed log-probabilities against the reference; ``kl_estimate`` half the squared
     token log-ratio summed over a response, which is zero only where policy and reference agree. Tokens of the
     responses' own prompts count in all of this where the loss reads them. Where a loss reads samples of the policy,
-    ``kl_estimate`` is their mean log-ratio instead.
+    ``kl_estimate`` is their mean log-ratio instead. Of a state, what the method names is logged as the batch leaves it.
     """
     count = jnp.sum(view.valid)
     if PROMPT_LENGTHS in method.sides and not any(name.endswith("prompt_logps") for name in arrays):
@@ -52,15 +52,21 @@ def collect(
         name = method.aux_metrics.get(field, field)
         for column, each in (_numbered(name, value) if value.ndim == 2 else {name: value}).items():
             metrics[column] = (each * count, count) if each.ndim == 0 else (_sum(each, view.valid), count)
+    for name, each in _scalars({field: getattr(state, field) for field in method.state_metrics}).items():
+        metrics[name] = each * count, count
     return {name: (jax.lax.stop_gradient(s), jnp.asarray(n, jnp.result_type(s))) for name, (s, n) in metrics.items()}
 
 
 def of_step(measured: dict[str, jax.Array]) -> Metrics:
     """Numbers of a whole step; the entries of a vector have numbered names."""
+    return {name: (value, jnp.ones(())) for name, value in _scalars(measured).items()}
+
+
+def _scalars(measured: dict[str, jax.Array]) -> dict[str, jax.Array]:
     numbers: dict[str, jax.Array] = {}
     for name, value in measured.items():
         numbers |= _numbered(name, value) if value.ndim else {name: value}
-    return {name: (value, jnp.ones(())) for name, value in numbers.items()}
+    return numbers
 
 
 def _numbered(name: str, vectors: jax.Array) -> dict[str, jax.Array]:

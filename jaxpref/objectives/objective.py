@@ -142,7 +142,7 @@ def bind(name: str, method: registry.Method, stream: str, weight: Any, hyperpara
                 )
             values *= jnp.where(view.valid, examples.side["weight"], 0).astype(values.dtype)
         value = jnp.sum(values)
-        collected = metrics.collect(method, view, arrays, now, aux)
+        collected = metrics.collect(method, view, arrays, now, aux, state)
         collected["loss"] = jax.lax.stop_gradient(value), counts(method, examples)[denominator]
         return value / denominators[denominator], collected, state
 

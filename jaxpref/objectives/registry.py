@@ -38,6 +38,7 @@ class Method(NamedTuple):
     reduction: Callable[[Mapping[str, Any]], tuple[dict[str, Any], str]] | None
     init_state: Callable[[Mapping[str, Any]], Any] | None
     aux_metrics: dict[str, str]
+    state_metrics: tuple[str, ...] = ()
     state_hyperparameters: Mapping[str, Any] = MappingProxyType({})
     combine: Callable[[Any, Mapping[str, Any]], tuple[Any, dict[str, Any]]] | None = None
     combine_hyperparameters: Mapping[str, Any] = MappingProxyType({})
@@ -163,6 +164,7 @@ def register(
         aux_metrics: field of aux -> name of its metric, where that is not the field's own name.
         **special: what few methods need:
             ``state_hyperparameters``: names and defaults of hyperparameters that only ``init_state`` or the head reads;
+            ``state_metrics``: fields of the state that are logged after every step;
             ``classes``: ``(side input, hyperparameter)`` where the head has an output for each value, 0, 1, ..., of a
             side input, and the hyperparameter says how many there are; such a head only serves training, so that
             exports leave it out;

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -10,7 +11,7 @@ import numpy as np
 from etils import epath
 
 from jaxpref import configuration, data, generation, models
-from jaxpref.analysis import plots, report, tables
+from jaxpref.analysis import plots, report, rewards, tables
 from jaxpref.data import worlds
 from jaxpref.errors import ConfigError, hint
 from jaxpref.evaluation import divergence, gold, preferences, statistics, wins
@@ -121,7 +122,7 @@ def in_world(
     temperature: float = 1.0,
     seed: int = 0,
 ):
-    """Gold reward, gold win rate, KL, length and reward-model accuracy of stages.
+    """Gold reward, gold win rate, KL, length and reward-model accuracy of stages; frontier and calibration as figures.
 
     The win rate is against responses that the world itself wrote to the same prompts. KL is estimated from the samples:
     the mean over responses of ``log policy - log reference``, which is unbiased at temperature 1.
@@ -153,10 +154,8 @@ def in_world(
         scores.append(tables.score(name, scored, kl=kl))
         if not stage.startswith(START):  # where a run began says nothing about its frontier, and dwarfs it
             points[name] = (kl, scored.reward)
-    scores += [
-        tables.Score(name, accuracy=preferences.accuracy(margins_of(pipeline, stage)[0]))
-        for name, stage in reward_models.items()
-    ]
+    rankings = {name: ranking_of(pipeline, stage) for name, stage in reward_models.items()}
+    scores += [tables.Score(name, accuracy=preferences.accuracy(found.margins)) for name, found in rankings.items()]
     table = tables.comparison(
         scores,
         title=f"{len(prompts)} answers in the {world} world",
@@ -164,7 +163,7 @@ def in_world(
         reference=f"the {reference} stage",
     )
     frontier = plots.frontier(points, curve=[home.optimum(beta)[::-1] for beta in BETAS])
-    return table, {"frontier": frontier}
+    return table, {"frontier": frontier} | _calibrations({name: [found] for name, found in rankings.items()})
 
 
 def open_policy(pipeline: Pipeline, name: str) -> Policy:
@@ -213,7 +212,7 @@ def on_pairs(
     likelihoods: Mapping[str, Sequence[str]] = {},  # noqa: B006  never changed
     accuracies: Mapping[str, Sequence[str]] = {},  # noqa: B006  never changed
 ):
-    """Held-out likelihood and preference accuracy of stages that differ by seed, pooled.
+    """Held-out likelihood and preference accuracy of stages that differ by seed, pooled; calibration as figures.
 
     The interval is the pigeonhole bootstrap over seeds and examples (:func:`jaxpref.evaluation.statistics.pooled`).
     Beside the accuracies stands the baseline that the longer response (in characters, untruncated) wins.
@@ -229,18 +228,17 @@ def on_pairs(
         found = [nats_of(pipeline, stage) for stage in stages]
         interval = statistics.pooled(np.stack([nats for nats, _ in found]), found[0][1])
         rows.append((name, "NLL, nats a token", tables.show(interval, digits=3), f"{len(stages)}", ""))
-    baseline = None
-    for name, stages in accuracies.items():
-        found = [margins_of(pipeline, stage) for stage in stages]
-        right = np.stack([wins.outcomes(margins, np.zeros_like(margins)) for margins, _ in found])
-        baseline = found[0][1]
-        rows.append(_accuracy_row(name, statistics.pooled(right), len(stages)))
-    if baseline is not None:
+    rankings = {name: [ranking_of(pipeline, stage) for stage in stages] for name, stages in accuracies.items()}
+    for name, found in rankings.items():
+        right = np.stack([wins.outcomes(each.margins, np.zeros_like(each.margins)) for each in found])
+        rows.append(_accuracy_row(name, statistics.pooled(right), len(found)))
+    if rankings:
+        baseline = next(iter(rankings.values()))[0].longer
         rows.append(_accuracy_row("the longer one wins", statistics.pooled(baseline[None], random_seeds=False), 0))
         notes.append(f"Accuracy on {len(baseline)} held-out pairs, ties 1/2.")
     notes.append("95 % intervals: pigeonhole bootstrap over seeds and examples.")
     columns = ("model", "measure", "value [95 %]", "seeds", "excludes 0.5")
-    return tables.Table("Held-out pairs", columns, tuple(rows), tuple(notes)), {}
+    return tables.Table("Held-out pairs", columns, tuple(rows), tuple(notes)), _calibrations(rankings)
 
 
 def _accuracy_row(name: str, interval: statistics.Interval, seeds: int) -> tuple[str, ...]:
@@ -248,18 +246,46 @@ def _accuracy_row(name: str, interval: statistics.Interval, seeds: int) -> tuple
     return name, "pair accuracy", tables.show(interval, percent=True), f"{seeds}" if seeds else tables.MISSING, excludes
 
 
-def margins_of(pipeline: Pipeline, stage: str) -> tuple[np.ndarray, np.ndarray]:
-    """Margins ``[N]`` by which a stage prefers the chosen response, and whether the longer response was the chosen one.
+class Ranking(NamedTuple):
+    """How a stage ranks held-out pairs.
 
-    The margin is the difference of scores, or of log-ratios to the reference (unscaled, which changes no ranking).
+    Attributes:
+        margins: ``[N]``, by how much it prefers the chosen response: the difference of a head's scores, or of
+            log-ratios to the reference (unscaled, which changes no ranking).
+        longer: ``[N]``, whether the longer response was the chosen one.
+        scored: whether a head gave the scores, so that ``sigmoid(margin)`` is a probability.
     """
+
+    margins: np.ndarray
+    longer: np.ndarray
+    scored: bool
+
+
+def ranking_of(pipeline: Pipeline, stage: str) -> Ranking:
+    """How a stage ranks the pairs of its first evaluation."""
     evaluation, outputs = _held_out(pipeline, stage)
     if "score" in outputs:
         values = outputs["score"]
     else:
         values = np.sum(outputs["logps"] - outputs.get("ref_logps", 0), axis=-1)
     lengths = np.array([[len(text) for text in example.meta["responses"]] for example in evaluation.dataset])
-    return values[:, 0] - values[:, 1], preferences.longer_wins(lengths[:, 0], lengths[:, 1])
+    longer = preferences.longer_wins(lengths[:, 0], lengths[:, 1])
+    return Ranking(values[:, 0] - values[:, 1], longer, "score" in outputs)
+
+
+def _calibrations(rankings: Mapping[str, Sequence[Ranking]]):
+    """Reliability diagrams of the reward models among them, each of all its seeds."""
+    pooled = {
+        name: np.concatenate([each.margins for each in found])
+        for name, found in rankings.items()
+        if all(each.scored for each in found)
+    }
+    return {
+        "calibration_" + re.sub(r"\W+", "_", name): rewards.calibration(
+            margins, bins=min(10, len(margins)), title=f"Calibration: {name}"
+        )
+        for name, margins in pooled.items()
+    }
 
 
 def nats_of(pipeline: Pipeline, stage: str) -> tuple[np.ndarray, np.ndarray]:

@@ -77,7 +77,9 @@ def template_name(name: str, tokenizer: data.tokenizers.Tokenizer) -> str:
     return name or ("tokenizer" if tokenizer.chat_template else "none")
 
 
-def load_model(section, source: Source, devices: jax.sharding.Mesh, *, seed: int) -> tuple[models.Transformer, Any]:
+def load_model(
+    section, source: Source, devices: jax.sharding.Mesh, *, seed: int, step: int | None = None
+) -> tuple[models.Transformer, Any]:
     """The transformer and its parameters, sharded over the mesh; the adapter of a run is merged into them.
 
     Args:
@@ -85,7 +87,10 @@ def load_model(section, source: Source, devices: jax.sharding.Mesh, *, seed: int
         source: the starting point.
         devices: the mesh.
         seed: of parameters from scratch.
+        step: which checkpoint of a run; by default the best one when the run measured one, else the newest.
     """
+    if step is not None and source.kind != "run":
+        raise ConfigError(f"--step={step} chooses a checkpoint of a run, but {source.path} is no run of ours.")
     if source.kind == "scratch":
         model = named_architecture(section)
         shardings = jax.tree.map(lambda leaf: leaf.sharding, parameter_shapes(model, devices))
@@ -95,9 +100,10 @@ def load_model(section, source: Source, devices: jax.sharding.Mesh, *, seed: int
     if source.kind == "hf":
         return model, models.load_hf(source.path, dtype=section.param_dtype, mesh=devices)[1]
     section = adapter_section(source)
-    params = {"model": checkpoints.load_model_params(source.path, parameter_shapes(model, devices, section.base))}
+    stored_shapes = parameter_shapes(model, devices, section.base)
+    params = {"model": checkpoints.load_model_params(source.path, stored_shapes, step=step)}
     for name, shapes in adapter_shapes(section, model, devices).items():
-        params[name] = checkpoints.load_params(source.path, shapes, below=name)
+        params[name] = checkpoints.load_params(source.path, shapes, below=name, step=step)
     return model, merged(params, model, devices)
 
 

@@ -49,6 +49,9 @@ def test_the_pipeline_ends_in_its_table_and_a_report(train, folder):
         assert re.search(rf"^ *{row} .*\[", table, re.MULTILINE), row
     assert re.search(r"^ *reward model .*% \[", table, re.MULTILINE)
     assert out.endswith(f"Report: {folder}/run/report.html\n")
+    assert {path.name for path in (folder / "run" / "plots").iterdir()} == {
+        "frontier.png", "calibration_reward_model.png",
+    }  # fmt: skip
 
 
 def test_every_stage_folder_holds_what_it_should(folder):

@@ -102,6 +102,23 @@ def test_lcpo_state_has_the_annotators_of_the_config():
         build("lcpo", annotators=0)
 
 
+@pytest.mark.parametrize("name", ["bco", "bco_pair", "mpo", "lcpo", "beta_dpo"])
+def test_what_a_state_remembers_is_logged_as_the_step_leaves_it(name):
+    objective, (outputs, examples) = build(name), batch(name)
+    _, metrics, state = objective.loss(
+        outputs, examples, objective.denominators(examples), state_of(name, objective), jax.random.key(1), 0
+    )
+    logged = ratios(metrics)
+    if name == "lcpo":
+        expected = {"eta_0": state.eta[0]}
+    elif name == "beta_dpo":
+        expected = {"gap_mean": state.gap_mean, "gap_std": state.gap_std}
+    else:
+        expected = {"delta": state.delta}
+    for metric, value in expected.items():
+        assert logged[metric] == pytest.approx(float(value), abs=1e-12) != 0
+
+
 def test_semantic_preferences_are_named_or_written_as_tables():
     data = batch("semantic_preference")
     by_name, _ = run("semantic_preference", data, name="ORPO")

@@ -98,6 +98,7 @@ register(
     disagreements="NLL per response (description) or per token of the batch (code). Newer ports leave the shift out.",
     coupled=True,
     init_state=lambda hyperparameters: losses.bco_state(),
+    state_metrics=("delta",),
 )
 register(
     "bco_pair",
@@ -109,6 +110,7 @@ register(
     disagreements="delta is the mean of the batches' means; a newer version of one framework leaves it out.",
     coupled=True,
     init_state=lambda hyperparameters: losses.bco_state(),
+    state_metrics=("delta",),
     at_reference=lambda hyperparameters, side: 2 * math.log(2),
 )
 register(
@@ -160,6 +162,7 @@ register(
     coupled=True,
     reward_scale="beta0",
     init_state=lambda hyperparameters: losses.beta_dpo_state(),
+    state_metrics=("gap_mean", "gap_std"),
     at_reference=_log_two,
     aux_metrics={"beta_used": "beta", "selection_mask": "selected"},
     relevant={"min_beta": {"beta0": 1e-4, "a": 0.0}},
@@ -174,6 +177,7 @@ register(
     disagreements="The likelihood of the Gibbs probability (published), or weighted raw losses (an early version).",
     coupled=True,
     init_state=lambda hyperparameters: losses.lcpo_state(hyperparameters["annotators"], hyperparameters["eta0"]),
+    state_metrics=("eta",),
     state_hyperparameters={"annotators": 1, "eta0": 0.9},
     at_reference=_lcpo_at_reference,
     reference_free=lambda hyperparameters: hyperparameters["base"] in ("simpo", "cpo"),

@@ -67,8 +67,11 @@ register(
     title="Binary Classifier Optimization for Large Language Model Alignment",
     url="https://arxiv.org/abs/2404.04656",
     formula="-log sigmoid(+-(beta log-ratio - delta)), delta = mean of both labels' mean rewards, moving",
-    disagreements="delta balances the labels (paper) or is the mean of all rewards so far (delta_mode='running_mean').",
+    disagreements="delta balances the labels (paper) or is the mean of all rewards so far (delta_mode='running_mean'). "
+    "Where thumbs go up for less than a third of a prompt's responses, the default min_density_ratio keeps its weights "
+    "too large, and the shift follows them: lower it.",
     coupled=True,
     init_state=lambda hyperparameters: losses.bco_state(),
+    state_metrics=("delta",),
     at_reference=_bco_at_reference,
 )
