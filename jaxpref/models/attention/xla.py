@@ -86,18 +86,20 @@ def attend(
     length, keys = query.shape[1], key.shape[1]
     # Blocks would cut through the shards of a row that lies over several devices.
     whole = not isinstance(offset, int) or axis_size("sequence") > 1
-    size = length if whole else BLOCK * math.ceil(length / (BLOCK * BLOCKS))
-    if size >= length:
+    # Blocks of about the same size: one of few queries would cost nearly as much as a whole one.
+    blocks = 1 if whole else max(1, round(length / (BLOCK * math.ceil(length / (BLOCK * BLOCKS)))))
+    if blocks == 1:
         return block(0, query, key, value)
+    size = math.ceil(length / blocks)
     starts = range(0, length, size)
     # Parts that are put together have slices for gradients, where a slice's would be padded to all keys.
     queries = jnp.split(query, list(starts[1:]), axis=1)
     keys, values = (jnp.split(x, [min(t + size + offset, keys) for t in starts], axis=1) for x in (key, value))
-    blocks = [
+    outputs = [
         block(start, queries[n], jnp.concatenate(keys[: n + 1], axis=1), jnp.concatenate(values[: n + 1], axis=1))
         for n, start in enumerate(starts)
     ]
-    return jnp.concatenate(blocks, axis=1)
+    return jnp.concatenate(outputs, axis=1)
 
 
 def _softmax(query, key, value, mask, scale, soft_cap) -> jax.Array:
