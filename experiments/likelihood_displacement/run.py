@@ -7,11 +7,11 @@ import jax.numpy as jnp
 
 from jaxpref import analysis, lab, losses
 from jaxpref.analysis import plots
-from jaxpref.lab import tabular
+from jaxpref.lab import language, tabular
 
 CLAIM = lab.Claim(
-    statement="DPO can lower the probability of the preferred response, even to the gain of its opposite; DPOP "
-    "prevents it, and pairs of a low CHES score do less of it",
+    statement="DPO can lower the probability of the preferred response, even to the gain of its opposite; pairs of a "
+    "low CHES score do less of it",
     paper="Unintentional Unalignment: Likelihood Displacement in Direct Preference Optimization",
     url="https://arxiv.org/abs/2410.08847",
     reported="Trained to prefer No over Never, models end up saying Yes. The CHES score of a pair, how similar the "
@@ -28,20 +28,21 @@ CLAIM = lab.Claim(
     minutes=1,
     notes="No over Never displaces where the hidden state learns and the unembedding is frozen; where the unembedding "
     "learns too, at the same rate, it tells the two words apart at once and No ends at 1. Of sets of pairs the CHES "
-    "score tells as claimed: chosen responses fall by 8.6 nats on the high half, 5.8 on a random half, 3.5 on the low "
+    "score tells as claimed: chosen responses fall by 8.2 nats on the high half, 6.4 on a random half, 3.8 on the low "
     "half. Inside a set that is trained together it does not tell one pair's fall from another's (a correlation of "
-    "0.04, of the other sign, where the score should bring a fall), as pairs share their words. The low half is where "
+    "0.07, of the other sign, where the score should bring a fall), as pairs share their words. The low half is where "
     "a refusal meets a compliance: with 8 other seeds 40 % of its pairs were two of a kind, of the high half all. "
     "Refusals become more frequent with every selection, most by the low half or all pairs, and do not fall below "
     "their 80 % as in the paper: here the labels of two refusals are random, and every other pair of unlike responses "
-    "teaches to refuse.",
+    "teaches to refuse. In a first version the correlation counted towards the verdict, which the paper does not ask "
+    "for, the fall of refusals did not, which it reports, and DPOP was a part of it, another paper's, which has a "
+    "claim of its own now, `dpop_likelihood`.",
 )
-WORDS, HIDDEN, DECAY, TOKENS = 24, 16, 0.7, 4
+WORDS, HIDDEN, TOKENS = 24, 16, 4
 PROMPTS, PAIRS, REFUSING = 60, 240, 0.8
 BETA, STEPS, PAIR_STEPS = 0.1, 50, 150
 NAMED = NO, NEVER, YES = 0, 1, 2
 REFUSALS = jnp.arange(WORDS) < WORDS // 2
-LOSSES = {"DPO": losses.dpo_loss, "DPOP": losses.dpop_loss}
 
 
 def world_of_no(key) -> tuple[jax.Array, jax.Array]:
@@ -57,7 +58,7 @@ def world_of_no(key) -> tuple[jax.Array, jax.Array]:
     return hidden, unembedding
 
 
-def preferring_no(key, *, loss: str, learns: bool = False) -> dict:
+def preferring_no(key, *, learns: bool = False) -> dict:
     """Trains to prefer No over Never; probabilities of the three words before every step and at the end."""
     hidden, unembedding = world_of_no(key)
 
@@ -68,7 +69,7 @@ def preferring_no(key, *, loss: str, learns: bool = False) -> dict:
     reference = log_policy((hidden, unembedding))
 
     def value(model):
-        return jnp.mean(LOSSES[loss](*tabular.arrays(log_policy(model), reference, pair), beta=BETA))
+        return jnp.mean(losses.dpo_loss(*tabular.arrays(log_policy(model), reference, pair), beta=BETA))
 
     _, path = tabular.descend(
         value, (hidden, unembedding), steps=PAIR_STEPS, learning_rate=0.02, watch=lambda model: log_policy(model)[0]
@@ -77,49 +78,15 @@ def preferring_no(key, *, loss: str, learns: bool = False) -> dict:
     return {word: path[:, place] for word, place in (("No", NO), ("Never", NEVER), ("Yes", YES))}
 
 
-def hidden_states(model, prompts, responses) -> jax.Array:
-    """States ``[N, T, H]`` that predict the tokens: the prompt's embedding and the faded ones of the words before."""
-
-    def step(state, word):
-        return DECAY * state + model["words"][word], state
-
-    start = model["prompts"][prompts]
-    return jax.lax.scan(step, start, responses.T)[1].swapaxes(0, 1)
-
-
-def logps(model, prompts, responses) -> jax.Array:
-    """Log-probabilities ``[N]`` of responses ``[N, T]``."""
-    rows = jax.nn.log_softmax(hidden_states(model, prompts, responses) @ model["unembedding"].T)
-    return jnp.sum(jnp.take_along_axis(rows, responses[..., None], axis=-1)[..., 0], axis=-1)
-
-
-def sample(key, model, prompts) -> jax.Array:
-    """Responses ``[N, T]`` of the model."""
-
-    def step(state, key):
-        word = jax.random.categorical(key, state @ model["unembedding"].T)
-        return DECAY * state + model["words"][word], word
-
-    return jax.lax.scan(step, model["prompts"][prompts], jax.random.split(key, TOKENS))[1].T
-
-
-def pretrained(key) -> dict:
+def pretrained(key) -> language.Model:
     """A model of a language in which refusals and compliances have words of their own; it refuses most prompts."""
-    keys = jax.random.split(key, 6)
-    sizes = {"prompts": PROMPTS, "words": WORDS, "unembedding": WORDS}
-    start = {
-        name: 0.3 * jax.random.normal(one, (size, HIDDEN))
-        for (name, size), one in zip(sizes.items(), keys, strict=False)
-    }
+    keys = jax.random.split(key, 4)
     prompts = jnp.arange(PROMPTS * 30) % PROMPTS
-    complies = jax.random.uniform(keys[3], prompts.shape) > REFUSING
-    taste = jax.random.normal(keys[4], (PROMPTS, WORDS))[prompts]
+    complies = jax.random.uniform(keys[0], prompts.shape) > REFUSING
+    taste = jax.random.normal(keys[1], (PROMPTS, WORDS))[prompts]
     words = jnp.where(REFUSALS != complies[:, None], taste, -jnp.inf)
-    corpus = jax.random.categorical(keys[5], words[:, None], shape=(len(prompts), TOKENS))
-    model, _ = tabular.descend(
-        lambda model: -jnp.mean(logps(model, prompts, corpus)), start, steps=300, learning_rate=0.03
-    )
-    return model
+    corpus = jax.random.categorical(keys[2], words[:, None], shape=(len(prompts), TOKENS))
+    return language.fitted(keys[3], corpus, prompts, prompts=PROMPTS, vocabulary=WORDS, hidden=HIDDEN)
 
 
 def refusal_rate(model) -> jax.Array:
@@ -132,7 +99,7 @@ def preferences(key, model) -> tuple[jax.Array, ...]:
     """Two samples for each prompt, the preferred one first: prompts, chosen and rejected ones."""
     keys = jax.random.split(key, 3)
     prompts = jnp.arange(PAIRS) % PROMPTS
-    one, other = (sample(part, model, prompts) for part in keys[:2])
+    one, other = (language.sample(part, model, prompts, TOKENS) for part in keys[:2])
     refuses = REFUSALS[one[:, 0]], REFUSALS[other[:, 0]]
     first = jnp.where(refuses[0] == refuses[1], jax.random.bernoulli(keys[2], shape=(PAIRS,)), refuses[0])[:, None]
     return prompts, jnp.where(first, one, other), jnp.where(first, other, one)
@@ -144,27 +111,23 @@ def learn(key, *, quick: bool) -> dict:
     model = pretrained(keys[0])
     prompts, *sides = preferences(keys[1], model)
     everywhere = jnp.ones((PAIRS, TOKENS))
-    states = [hidden_states(model, prompts, side) for side in sides]
+    states = [language.hidden_states(model, prompts, side) for side in sides]
     scores = analysis.ches_score(*states, everywhere, everywhere, length_normalize=True)
     order, half = jnp.argsort(scores), PAIRS // 2
     random = jax.random.permutation(keys[2], PAIRS)[:half]
-    selections = {
-        "all pairs": ("DPO", order),
-        "lowest CHES": ("DPO", order[:half]),
-        "highest CHES": ("DPO", order[half:]),
-    }
+    selections = {"all pairs": order, "lowest CHES": order[:half], "highest CHES": order[half:]}
     if not quick:
-        selections |= {"random half": ("DPO", random), "all pairs, DPOP": ("DPOP", order)}
+        selections["random half"] = random
     found = {}
-    for name, (loss, rows) in selections.items():
+    for name, rows in selections.items():
         given = [(prompts[rows], side[rows]) for side in sides]
-        reference = [logps(model, *one) for one in given]
+        reference = [language.logps(model, *one) for one in given]
 
-        def value(model, loss=loss, given=given, reference=reference):
-            return jnp.mean(LOSSES[loss](*(logps(model, *one) for one in given), *reference, beta=BETA))
+        def value(model, given=given, reference=reference):
+            return jnp.mean(losses.dpo_loss(*(language.logps(model, *one) for one in given), *reference, beta=BETA))
 
         trained, _ = tabular.descend(value, model, steps=STEPS, learning_rate=0.01)
-        chosen, rejected = (logps(trained, *one) - old for one, old in zip(given, reference, strict=True))
+        chosen, rejected = (language.logps(trained, *one) - old for one, old in zip(given, reference, strict=True))
         found[name] = {
             "change of chosen (nats)": jnp.mean(chosen),
             "change of margin (nats)": jnp.mean(chosen - rejected),
@@ -178,9 +141,7 @@ def learn(key, *, quick: bool) -> dict:
 def run(quick: bool) -> lab.Outcome:
     """Both parts, seeds in one program each."""
     keys = jax.random.split(jax.random.key(0), 6 if quick else 20)
-    kinds = {"DPO": {"loss": "DPO"}}
-    if not quick:
-        kinds |= {"DPOP": {"loss": "DPOP"}, "DPO, unembedding learns too": {"loss": "DPO", "learns": True}}
+    kinds = {"DPO": {}} | ({} if quick else {"DPO, unembedding learns too": {"learns": True}})
     words = {name: jax.jit(jax.vmap(functools.partial(preferring_no, **kind)))(keys) for name, kind in kinds.items()}
     pairs = jax.jit(jax.vmap(functools.partial(learn, quick=quick)))(keys)
     found = {
@@ -190,33 +151,36 @@ def run(quick: bool) -> lab.Outcome:
     found["No over Never: before"] = {f"P({word})": path[:, 0] for word, path in words["DPO"].items()}
     figure = plots.bands(
         range(PAIR_STEPS + 1),
-        {f"{word}, {name}": path for name in list(words)[:2] for word, path in words[name].items()},
+        words["DPO"],
         title="Trained to prefer No over Never",
         xlabel="step",
         ylabel="probability",
     )
-    return lab.Outcome(found | pairs, checks(words, pairs, quick), figure)
+    return lab.Outcome(found | pairs, checks(words["DPO"], pairs, quick), figure, asked(pairs))
 
 
 def checks(words: dict, pairs: dict, quick: bool) -> list[lab.Check]:
-    """Displacement, what prevents it, and what tells of it."""
+    """Displacement, and which pairs do it."""
     change, refusals = "change of chosen (nats)", "refusal rate"
-    dpo, together = words["DPO"], pairs["all pairs"]
-    low, high = pairs["lowest CHES"], pairs["highest CHES"]
+    together, low, high = pairs["all pairs"], pairs["lowest CHES"], pairs["highest CHES"]
     made = [
-        lab.above("DPO on No over Never makes Yes likelier", dpo["Yes"][:, -1], dpo["Yes"][:, 0]),
+        lab.above("DPO on No over Never makes Yes likelier", words["Yes"][:, -1], words["Yes"][:, 0]),
         lab.below("on all pairs, DPO makes the chosen responses less likely", together[change]),
         lab.above("chosen responses fall less with the lowest scores than with the highest", low[change], high[change]),
     ]
     if quick:
         return made
-    dpop, random, correlation = words["DPOP"], pairs["random half"], "correlation of CHES and change"
+    random, before = pairs["random half"], pairs["before"]
     return [
         *made,
-        lab.below("DPO on No over Never makes No less likely", dpo["No"][:, -1], dpo["No"][:, 0]),
-        lab.above("DPOP makes No likelier", dpop["No"][:, -1], dpop["No"][:, 0]),
-        lab.above("on all pairs, DPOP makes the chosen responses likelier", pairs["all pairs, DPOP"][change]),
-        lab.below("within all pairs, a chosen response falls more the higher the CHES score is", together[correlation]),
+        lab.below("DPO on No over Never makes No less likely", words["No"][:, -1], words["No"][:, 0]),
         lab.above("chosen responses fall less with the lowest scores than at random", low[change], random[change]),
+        lab.below("on all pairs, DPO makes refusals less frequent", together[refusals], before[refusals]),
         lab.above("refusals are more frequent with the lowest scores than at random", low[refusals], random[refusals]),
     ]
+
+
+def asked(pairs: dict) -> list[lab.Check]:
+    """Whether scores also tell pairs of one set from each other, which the paper does not ask."""
+    correlation = pairs["all pairs"]["correlation of CHES and change"]
+    return [lab.below("within all pairs, a chosen response falls more the higher the CHES score is", correlation)]
