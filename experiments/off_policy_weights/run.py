@@ -13,9 +13,9 @@ CLAIM = lab.Claim(
     statement="WPO's weights make pairs that other models wrote teach almost what the policy's own pairs would",
     paper="WPO: Enhancing RLHF with Weighted Preference Optimization",
     url="https://arxiv.org/abs/2406.11827",
-    reported="Weighting off-policy pairs by their probability under the current policy improves DPO by up to 5.6 "
-    "points of length-controlled win rate on AlpacaEval 2; gains are largest with on-policy and off-policy pairs "
-    "mixed.",
+    reported="Weighting off-policy pairs by their probability under the current policy, so that they resemble "
+    "on-policy ones, improves DPO by up to 5.6 points on AlpacaEval 2: with off-policy pairs, and with on-policy and "
+    "off-policy pairs mixed (hybrid), where win rates are highest.",
     setting="States with 8 responses in the policy's own style (95 % of the reference's mass) and 8 in a foreign "
     "style, each with 8 normal features. The true reward is linear in the features, with other weights in each style; "
     "c is the correlation of the two. Log-linear policies have one weight for each feature, so that they cannot be "
@@ -31,7 +31,8 @@ CLAIM = lab.Claim(
     "of what remains reaches beyond 0.1. With half of the pairs its own, WPO is even better than DPO on on-policy "
     "pairs only. It needs some pairs of its own style to weigh up: of responses 90 % foreign (1 % of pairs with two "
     "of its own) a trial with 5 seeds found 0.10 for WPO and -0.15 for DPO, too uncertain to tell apart; the share is "
-    "70 % since then.",
+    "70 % since then. That the lead is smaller at c = 1 counted towards the verdict at first; the paper says nothing "
+    "of it.",
 )
 SEEN, UNSEEN, STYLE, FEATURES, PAIRS, BETA, STEPS, SCALE = 64, 256, 8, 8, 4000, 0.5, 400, 2.0
 OWN, FOREIGN = 0.95, 0.3
@@ -123,7 +124,7 @@ def run(quick: bool) -> lab.Outcome:
     gains = {name: rows["gain"] for name, rows in found.items()}
     zero = correlations.index(0.0)
     gap = gains["WPO, off-policy"] - gains["DPO, off-policy"]
-    checks = [lab.above("off-policy, c = 0: WPO gains more than DPO", gap[zero])]
+    checks, beyond = [lab.above("off-policy, c = 0: WPO gains more than DPO", gap[zero])], []
     if not quick:
         mixed = gains["WPO, mixed"] - gains["DPO, mixed"]
         short = gains["DPO, on-policy"] - gains["WPO, off-policy"]
@@ -131,8 +132,8 @@ def run(quick: bool) -> lab.Outcome:
             lab.above("off-policy, c = -0.5: WPO gains more than DPO", gap[0]),
             lab.above("mixed pairs, c = 0: WPO gains more than DPO", mixed[zero]),
             lab.near("off-policy, c = 0: WPO is within 0.1 of on-policy DPO", short[zero], 0.0, 0.1),
-            lab.below("off-policy: WPO's lead is smaller at c = 1 than at c = 0", gap[-1], gap[zero]),
         ]
+        beyond.append(lab.below("off-policy: WPO's lead is smaller at c = 1 than at c = 0", gap[-1], gap[zero]))
     measured = {
         f"{name}, c = {c:g}": {metric: table[n] for metric, table in rows.items()}
         for name, rows in found.items()
@@ -145,4 +146,4 @@ def run(quick: bool) -> lab.Outcome:
         xlabel="correlation c of the rewards of own and foreign style",
         ylabel="share of the best gain",
     )
-    return lab.Outcome(measured, checks, figure)
+    return lab.Outcome(measured, checks, figure, beyond)
