@@ -115,7 +115,7 @@ def run(quick: bool) -> lab.Outcome:
     at = {name: rows[rates.index(0.3)] for name, rows in found.items()}
     checks = [
         lab.above(f"LCPO has more {metric} than DPO at 30 % flips", at["LCPO"][metric], at["DPO"][metric])
-        for metric in ("gain", "accuracy")
+        for metric in (("gain",) if quick else ("gain", "accuracy"))
     ]
     rows, beyond = {}, []
     if not quick:
