@@ -24,7 +24,7 @@ CLAIM = lab.Claim(
     "ratio 1. DPO learns from 2000 pairs (4000 responses) of the same rewards, nothing discarded. Reward is that "
     "above the reference's, as a share of what the closed-form optimum at beta 0.5 earns; also the best of any step, "
     "and without degenerate responses.",
-    minutes=0.7,
+    minutes=1,
     notes="Equal weights fail where thumbs-down prevail: KTO then pushes nearly everything it sees down, and "
     "probability goes to what it does not see (nearly half of it to degenerate responses). It is late harm: stopped "
     "at its best step, which nobody knows without the true reward, equal weights earn 0.85, more than balanced ones; "

@@ -8,7 +8,7 @@ import numpy as np
 from jaxpref.analysis import tables
 from jaxpref.evaluation import statistics
 from jaxpref.evaluation.statistics import Interval
-from jaxpref.lab.claims import PARTLY, Claim
+from jaxpref.lab.claims import PARTLY, REPRODUCED, Claim
 
 NEVER = "not run yet"
 
@@ -53,11 +53,14 @@ def page(name: str, claim: Claim, results: Mapping[str, Any]) -> str:
 
 def overview(entries: Mapping[str, tuple[Claim, Mapping[str, Any] | None]]) -> str:
     """``experiments/README.md``: claim -> (Claim, results or None)."""
+    reproduced = [results["verdict"] for _, results in entries.values() if results].count(REPRODUCED)
     lines = [
         "# Papers' claims, put to the test",
         "",
         "Each folder is a claim; `jaxpref reproduce <folder>` runs it and writes what it finds, `--quick` asks only",
         "whether its direction still holds, `--all` runs all. This page is written by `jaxpref reproduce --table`.",
+        "",
+        f"Of {len(entries)} claims {reproduced} reproduce in every check; the pages of the others say why.",
         "",
         "| claim | paper | verdict | seeds | minutes |",
         "| --- | --- | --- | ---: | ---: |",

@@ -1,6 +1,7 @@
 """Verdicts, what a run writes, and that every folder of the lab is complete and up to date."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -100,6 +101,14 @@ def test_a_claim_is_complete_and_its_page_is_that_of_its_results(name):
     assert (ROOT / name / folders.README).read_text() == pages.page(name, claim, results)
     assert results["verdict"] == "reproduced" or claim.notes, "say why it does not hold"
     assert claim.url.startswith("https://")
+
+
+def test_the_readme_counts_as_the_table_does():
+    (counts,) = re.findall(r"Of (\d+) claims (\d+) reproduce", (ROOT / folders.README).read_text())
+    assert (
+        "Of {} papers' claims that were put to the test, {} reproduce".format(*counts)
+        in (ROOT.parent / "README.md").read_text()
+    )
 
 
 def test_the_table_of_the_lab_is_up_to_date():
