@@ -3,7 +3,6 @@
 import jax
 
 from jaxpref import lab, losses
-from jaxpref.analysis import plots
 from jaxpref.lab import verbosity
 
 CLAIM = lab.Claim(
@@ -36,14 +35,7 @@ def run(quick: bool) -> lab.Outcome:
     measured = verbosity.table(found, "biased")
     if not quick:
         measured |= verbosity.table({"DPO": verbosity.sweep(keys, 0.0, LOSSES["DPO"], betas)}, "no bias")
-    figure = plots.bands(
-        verbosity.LIMITS,
-        {method: runs["best"] for method, runs in found.items()},
-        title="Best quality of policies that write no more than so much",
-        xlabel="length (tokens)",
-        ylabel="true quality above the reference's",
-    )
-    return lab.Outcome(measured, judge(found), figure)
+    return lab.Outcome(measured, judge(found), verbosity.figure(found))
 
 
 def judge(found: dict) -> list[lab.Check]:

@@ -3,7 +3,6 @@
 import jax
 
 from jaxpref import lab, losses
-from jaxpref.analysis import plots
 from jaxpref.lab import verbosity
 
 CLAIM = lab.Claim(
@@ -45,11 +44,4 @@ def run(quick: bool) -> lab.Outcome:
         checks += [
             verbosity.more_quality(found[label], method, limit, label) for limit in limits for method in list(grids)[1:]
         ]
-    figure = plots.bands(
-        verbosity.LIMITS,
-        {method: runs["best"] for method, runs in found["biased"].items()},
-        title="Best quality of policies that write no more than so much",
-        xlabel="length (tokens)",
-        ylabel="true quality above the reference's",
-    )
-    return lab.Outcome(measured, checks, figure)
+    return lab.Outcome(measured, checks, verbosity.figure(found["biased"]))

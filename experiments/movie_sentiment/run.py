@@ -160,13 +160,13 @@ def prepare(workdir: pathlib.Path, quick: bool) -> tuple[Setting, float]:
     known, unseen = sentences[:-HELD_OUT], sentences[-HELD_OUT:]
     reward = learn_reward(known, labels[:-HELD_OUT])
     accuracy = float(np.mean((reward(unseen) > 0.5) == labels[-HELD_OUT:]))
-    origin, measured = str(runs.real_data("stories260k") / "stories260k" / "hf"), beginnings(unseen[:512])
+    origin, measured = str(runs.real_data("stories260k") / "stories260k" / "hf"), beginnings(unseen[:UNSEEN])
     if quick:
         small = dict(steps=15, batch=32)
         start = runs.pretrained(origin)
         return Setting(workdir, start, origin, reward, beginnings(known[:256]), measured[:256], **small), accuracy
     start = learn_start(origin, known, workdir)
-    return Setting(workdir, start, f"stage:{START}", reward, beginnings(known[:1_000]), measured), accuracy
+    return Setting(workdir, start, f"stage:{START}", reward, beginnings(known[:PROMPTS]), measured), accuracy
 
 
 def draw(setting: Setting, policy: runs.Trained, prompts: Sequence[str], seed: int, samples: int = 1):
@@ -181,12 +181,14 @@ def draw(setting: Setting, policy: runs.Trained, prompts: Sequence[str], seed: i
 
 def write_pairs(setting: Setting, seed: int) -> str:
     """Two pairs of the start's samples to each prompt; the higher reward is chosen, equal ones are left out."""
-    _, texts, rewards = draw(setting, setting.start, setting.prompts, 1_000 + seed, samples=4)
+    _, texts, rewards = draw(setting, setting.start, setting.prompts, 1_000 + seed, samples=SAMPLES)
     rows = []
     for first in range(0, len(texts), 2):
         worse, better = sorted((first, first + 1), key=rewards.__getitem__)
         if rewards[worse] < rewards[better] and texts[worse].strip() and texts[better].strip():
-            rows.append({"prompt": setting.prompts[first // 4], "chosen": texts[better], "rejected": texts[worse]})
+            rows.append(
+                {"prompt": setting.prompts[first // SAMPLES], "chosen": texts[better], "rejected": texts[worse]}
+            )
     return write(rows, setting.workdir / f"pairs-{seed}.jsonl")
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from jaxpref.batch import FIRST_SAMPLE
 from jaxpref.data import matching, records, samples, sources, templates, transforms
 from jaxpref.data.examples import Ledger, Lengths, one_of, tokenise
 from jaxpref.data.records import Record, Tokenized
@@ -92,7 +93,7 @@ def load_stream(
     ledger = Ledger(stream.get("on_bad_row", "error"))
     layout = templates.load(template, tokenizer)
     groups = [_read(entry, kind, stream, ledger) for entry in entries]
-    if samples.FIELD in reads and kind in samples.FIRST_SAMPLE:
+    if samples.FIELD in reads and kind in FIRST_SAMPLE:
         groups = [samples.taken(group, ledger) for group in groups]
     if "prob_desirable" in stream:
         groups = matching.estimated(f"data.{name}.prob_desirable", stream["prob_desirable"], groups)
@@ -102,7 +103,7 @@ def load_stream(
         reasons = ", ".join([*ledger.dropped, *ledger.problems]) or "the source is empty"
         raise DataError(f"stream {name!r} has no example left of {ledger.read} rows read ({reasons}).")
     examples, notes = _complete(examples)
-    if kind in samples.FIRST_SAMPLE:
+    if kind in FIRST_SAMPLE:
         examples, further = samples.prepared(kind, examples, reads)
         notes += further
     problems = (*ledger.problems, *notes)

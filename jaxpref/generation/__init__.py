@@ -8,6 +8,17 @@
 
 from jaxpref.generation import command, sampling
 from jaxpref.generation.sampler import Generated, bucket, generate, stream
-from jaxpref.generation.texts import decode, encode, generate_texts
+from jaxpref.generation.texts import decode, encode, generate_texts, rows
 
-__all__ = ["Generated", "bucket", "command", "decode", "encode", "generate", "generate_texts", "sampling", "stream"]
+__all__ = [
+    "Generated",
+    "bucket",
+    "command",
+    "decode",
+    "encode",
+    "generate",
+    "generate_texts",
+    "rows",
+    "sampling",
+    "stream",
+]

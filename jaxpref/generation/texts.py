@@ -74,6 +74,18 @@ def encode(
     return [example.prompt for example in tokenise(parsed, tokenizer, template, rule, Ledger("error"))]
 
 
+def rows(
+    prompts: Sequence[Sequence[int]], responses: Sequence[Sequence[int]], width: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Prompts and their responses as rows ``[N, width]``: token ids, 0 behind the end, and which are the response's."""
+    tokens, mask = np.zeros((len(prompts), width), np.int32), np.zeros((len(prompts), width), bool)
+    for row, (prompt, response) in enumerate(zip(prompts, responses, strict=True)):
+        end = len(prompt) + len(response)
+        tokens[row, :end] = [*prompt, *response]
+        mask[row, len(prompt) : end] = True
+    return tokens, mask
+
+
 def decode(tokenizer: Tokenizer, generated: Generated, *, prompt: Sequence[int]) -> str:
     """Text of a continuation, without the token that stopped it and other special tokens.
 

@@ -106,12 +106,7 @@ def pretrained(path: str | os.PathLike, template: str = "none") -> Trained:
 
 def lay_out(prompts: Sequence[np.ndarray], responses: Sequence[np.ndarray], width: int) -> Responses:
     """Rows of ``width`` tokens of prompts and their responses."""
-    tokens, mask = np.zeros((len(prompts), width), np.int32), np.zeros((len(prompts), width), bool)
-    for row, (prompt, response) in enumerate(zip(prompts, responses, strict=True)):
-        end = len(prompt) + len(response)
-        tokens[row, :end] = [*prompt, *response]
-        mask[row, len(prompt) : end] = True
-    return Responses(tokens, mask)
+    return Responses(*generation.rows(prompts, responses, width))
 
 
 def answer(

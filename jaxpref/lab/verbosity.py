@@ -10,7 +10,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from matplotlib.figure import Figure
 
+from jaxpref.analysis import plots
 from jaxpref.lab import claims, tabular
 
 PROMPTS, TOKENS, LONGEST, PAIRS, STEPS = 4, 8, 40, 2000, 300
@@ -100,6 +102,17 @@ def more_quality(found: Mapping[str, dict], method: str, limit: int, label: str)
     """A method against DPO at equal length: the best that either reaches within so many tokens."""
     pair = (found[name]["best"][:, LIMITS.index(limit)] for name in (method, "DPO"))
     return claims.above(f"{label}: {method} has more quality than DPO with {limit} tokens", *pair)
+
+
+def figure(found: Mapping[str, dict]) -> Figure:
+    """The best quality of each method's policies against how much they write."""
+    return plots.bands(
+        LIMITS,
+        {method: runs["best"] for method, runs in found.items()},
+        title="Best quality of policies that write no more than so much",
+        xlabel="length (tokens)",
+        ylabel="true quality above the reference's",
+    )
 
 
 def table(found: Mapping[str, dict], label: str) -> dict[str, dict]:

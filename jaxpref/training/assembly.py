@@ -8,6 +8,7 @@ import jax
 from etils import epath
 
 from jaxpref import data, models, objectives
+from jaxpref.batch import FIRST_SAMPLE
 from jaxpref.configuration import Sections
 from jaxpref.errors import ConfigError, DataError
 from jaxpref.training import blueprint, costs, inputs, mesh, selfcheck, starting, state, trees
@@ -213,7 +214,7 @@ def load_streams(sections: Sections, objective: objectives.Total, load) -> dict[
 
 def _check_samples(name: str, term: objectives.Objective, dataset: data.Dataset) -> None:
     """Raises ConfigError when a term reads samples and no example has any."""
-    required = data.samples.FIRST_SAMPLE.get(dataset.kind, 0)
+    required = FIRST_SAMPLE.get(dataset.kind, 0)
     if data.samples.FIELD in term.reads and all(len(example.responses) <= required for example in dataset):
         raise ConfigError(
             f"config.objectives.{name} ({term.method}) reads samples, but no row of its data stream {term.stream!r} "

@@ -189,12 +189,8 @@ def _sample(policy: Policy, reference: Policy, prompts: Sequence[str], max_token
         key=jax.random.key(seed), max_tokens=max_tokens, temperature=temperature, batch_size=256,
     )  # fmt: skip
     encoded = generation.encode(policy.tokenizer, policy.template, prompts)
-    length = max(len(p) + len(s.tokens) for p, s in zip(encoded, sampled, strict=True))
-    tokens, mask = np.zeros((len(prompts), length), np.int32), np.zeros((len(prompts), length), bool)
-    for row, (prompt, sample) in enumerate(zip(encoded, sampled, strict=True)):
-        end = len(prompt) + len(sample.tokens)
-        tokens[row, :end] = [*prompt, *sample.tokens]
-        mask[row, len(prompt) : end] = True
+    width = max(len(p) + len(s.tokens) for p, s in zip(encoded, sampled, strict=True))
+    tokens, mask = generation.rows(encoded, [sample.tokens for sample in sampled], width)
     logps = [_token_logps(one, tokens, mask) for one in (policy, reference)]
     return texts, divergence.sequence_kl(*logps, mask)
 
