@@ -27,11 +27,13 @@ class Layout(NamedTuple):
         prompt: tokens of the prompt region; 0 when every segment holds prompt and response together.
         responses: number of response regions; 1 when ``prompt`` is 0.
         response: tokens of each response region.
+        short: tokens of each response region in short rows, of which only the beginning is computed; 0: there are none.
     """
 
     prompt: int
     responses: int
     response: int
+    short: int = 0
 
     @property
     def length(self) -> int:
@@ -41,6 +43,11 @@ class Layout(NamedTuple):
     def shared(self) -> bool:
         """Whether the responses of an example share one copy of its prompt."""
         return self.prompt > 0
+
+    @property
+    def shortened(self) -> "Layout":
+        """The regions of a short row."""
+        return Layout(self.prompt, self.responses, self.short)
 
 
 class Rows(NamedTuple):
@@ -87,12 +94,21 @@ class Batch(NamedTuple):
         count: how many micro-batches, from the first on, hold anything.
         trained: how many of these need a gradient; the rest hold mismatched responses, which never get one.
         examples: data stream -> its examples.
+        row_lengths: ``[M]`` int32, tokens of a micro-batch's rows that are computed; None where all are.
     """
 
     rows: Rows
     count: Any
     trained: Any
     examples: dict[str, Examples]
+    row_lengths: Any = None
+
+
+def computed_tokens(batch: Batch) -> jax.Array:
+    """Number of token positions that the model computes, padding included."""
+    micro_batches, rows, length = batch.rows.tokens.shape
+    computed = length if batch.row_lengths is None else batch.row_lengths
+    return jnp.sum(jnp.where(jnp.arange(micro_batches) < batch.count, rows * computed, 0))
 
 
 def lengths(examples: Examples) -> jax.Array:

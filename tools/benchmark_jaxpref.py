@@ -17,6 +17,7 @@ from etils import epath
 
 import jaxpref
 from jaxpref import configuration, data, models, objectives
+from jaxpref.batch import computed_tokens
 from jaxpref.data import layouts, sources
 from jaxpref.training import assembly, precompute, throughput
 
@@ -132,7 +133,7 @@ class Run:
             "processor_seconds": used,
             "planning_seconds": waited,
             "loss": float(measured["loss"][0] / measured["loss"][1]),
-            "computed": sum(int(b.count) * b.rows.tokens[0].size for b in planned),
+            "computed": sum(int(computed_tokens(b)) for b in planned),
             "filled": sum(int(np.sum(b.rows.segments > 0)) for b in planned),
         }
 

@@ -178,7 +178,7 @@ def _check_unread(built: Sections) -> None:
         "early_stop": set() if built.early_stop.metric else {"mode", "patience"},
         "checkpoint.best": set() if built.checkpoint.best.metric else {"mode"},
         "length": set() if built.length.on_long == "truncate" else {"prompt_keep", "response_keep"},
-        "batch": set() if packed else {"length", "prompt_length", "response_length"},
+        "batch": set() if packed else {"length", "prompt_length", "response_length", "short_length"},
     }
     for where, names in unread.items():
         section = operator.attrgetter(where)(built)

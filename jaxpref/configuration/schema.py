@@ -68,6 +68,7 @@ class Batch:
     length: int = number(0, least=0)  # tokens of a packed row; 0: the cheapest for this data, model and device
     prompt_length: int = number(0, least=0)  # prompt region of a packed+shared row; 0: the cheapest
     response_length: int = number(0, least=0)  # response region of a packed+shared row; 0: the cheapest
+    short_length: int = number(0, least=-1)  # response region (packed: tokens) of short rows; 0: the cheapest; -1: none
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

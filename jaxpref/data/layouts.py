@@ -17,6 +17,9 @@ so that every target is scored inside its own region. Mismatched responses (KTO)
 with a copy of its prompt, in micro-batches of their own behind the others. Reward heads read the last response token
 itself: with ``final`` it is fed to the model as well, as one more position without a target.
 
+In the packed layouts some micro-batches may have short rows, whose response regions are shorter: what fits them costs
+less there. They lie at the beginning of the place that any row takes, so that a batch keeps its shape.
+
 The plan is a pure function of the examples' tokens: every process computes the same one.
 """
 
@@ -27,7 +30,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxpref.batch import IDS, PROMPT_LENGTHS, Batch, Examples, Layout, Rows
+from jaxpref.batch import IDS, PROMPT_LENGTHS, Batch, Examples, Layout, Rows, computed_tokens
+from jaxpref.data.first_fit import Place, first_fit
 from jaxpref.errors import ConfigError, DataError
 
 LAYOUTS = ("padded", "packed", "shared", "packed+shared")
@@ -90,6 +94,7 @@ def batch_shape(
     length: int = 0,
     prompt_length: int = 0,
     response_length: int = 0,
+    short_length: int = 0,
     final: bool = False,
     multiple_of: int = 1,
     granule: int = 1,
@@ -102,6 +107,8 @@ def batch_shape(
         rows: rows of a micro-batch; 0 means one micro-batch for the longest possible batch.
         length: tokens of a packed row (packed only); 0 means the longest sequence.
         prompt_length, response_length: region sizes (packed+shared only); 0 means the longest prompt and response.
+        short_length: response regions (packed: tokens) of short rows; there are none where it is not positive, or as
+            long as the row's own.
         final: feed the last response token too (reward heads).
         multiple_of: the rows are divided over this many devices.
         granule: every region is rounded up to a multiple of it (kernels compute blocks of so many tokens).
@@ -137,7 +144,16 @@ def batch_shape(
     placed = rows * slots // largest * largest if uniform else rows * slots - largest + 1
     micro_batches = 1 if total <= rows * slots else math.ceil(total / placed)
     micro_batches += math.ceil(partners / (rows * slots))
-    return BatchShape(row, rows, micro_batches, dict(streams), layout.startswith("packed"), final)
+    packed = layout.startswith("packed")
+    if short_length > 0 and not packed:
+        raise ConfigError(f"batch.short_length is {short_length}, but only packed layouts have short rows; leave it 0.")
+    return with_short_rows(BatchShape(row, rows, micro_batches, dict(streams), packed, final), short_length, granule)
+
+
+def with_short_rows(shape: BatchShape, length: int, granule: int) -> BatchShape:
+    """The shape with short rows whose response regions (packed: tokens) are so long; arguments of batch_shape."""
+    short = math.ceil(max(length, 0) / granule) * granule
+    return shape._replace(layout=shape.layout._replace(short=short if short < shape.layout.response else 0))
 
 
 def regions(
@@ -201,8 +217,6 @@ def plan(streams: Mapping[str, Sequence[Any]], shape: BatchShape) -> Batch:
     Raises:
         DataError: an example is longer than the shape allows or lacks a side input.
     """
-    size = (shape.micro_batches, shape.rows, shape.layout.length)
-    rows = Rows(*(np.zeros(size, np.int32) for _ in Rows._fields))
     examples = {name: _empty_examples(stream) for name, stream in shape.streams.items()}
     for name, stream in shape.streams.items():
         for n, example in enumerate(streams[name]):
@@ -212,9 +226,13 @@ def plan(streams: Mapping[str, Sequence[Any]], shape: BatchShape) -> Batch:
                 place = (n, slice(len(example.responses))) if key in PER_RESPONSE else n
                 examples[name].side[key][place] = example.side[key]
     own, partners = pieces(streams, shape.streams)
-    trained = _fill(rows, examples, own, shape, 0)
-    count = _fill(rows, examples, partners, shape, trained) if partners else trained
-    return Batch(rows, np.int32(count), np.int32(trained), examples)
+    arranged = arrange(own, partners, shape)
+    rows = _write_rows(examples, own, partners, arranged, shape)
+    count, lengths = len(arranged.short), None
+    if shape.layout.short:
+        lengths = np.full(shape.micro_batches, shape.layout.length, np.int32)
+        lengths[:count][arranged.short] = shape.layout.shortened.length
+    return Batch(rows, np.int32(count), np.int32(arranged.trained), examples, lengths)
 
 
 class Piece(NamedTuple):
@@ -240,20 +258,37 @@ def pieces(streams: Mapping[str, Sequence[Any]], shapes: Mapping[str, StreamShap
     return own, partners
 
 
-def _fill(rows: Rows, examples, entries: list[Piece], shape: BatchShape, begin: int) -> int:
-    """Lays pieces into micro-batches from ``begin`` on; returns the first one behind them."""
-    footprints = [footprint(piece, shape.layout, final=shape.final) for piece in entries]
-    used = np.zeros((shape.micro_batches, shape.rows, 1 + shape.layout.responses), np.int64)
-    segments = np.zeros((shape.micro_batches, shape.rows), np.int32)
-    end = begin + 1
-    for entry in sorted(range(len(entries)), key=lambda i: -int(footprints[i].sum())):
-        piece = entries[entry]
-        micro, places = _place(footprints[entry], used, shape, begin)
-        end = max(end, micro + 1)
-        _write(rows, examples[piece.stream], piece, micro, places, used, segments, shape)
-        if piece.first == 0:
-            examples[piece.stream].micro[piece.number] = micro
-    return end
+class Arrangement(NamedTuple):
+    """Where the pieces of a batch lie.
+
+    Attributes:
+        own, partners: place of each piece, in the order of placing.
+        trained: micro-batches of those that get a gradient; the partners' are behind them.
+        short: of each micro-batch, whether its rows are short.
+    """
+
+    own: dict[int, Place]
+    partners: dict[int, Place]
+    trained: int
+    short: np.ndarray
+
+
+def arrange(own: Sequence[Piece], partners: Sequence[Piece], shape: BatchShape) -> Arrangement:
+    """Places pieces by first fit decreasing; without short rows, where these would take more micro-batches than fit."""
+    layout, left = shape.layout, shape.micro_batches
+    fitted = []
+    for kind in (own, partners):
+        footprints = [footprint(piece, layout, final=shape.final) for piece in kind]
+        found = first_fit(footprints, layout, rows=shape.rows, packed=shape.packed, micro_batches=left)
+        if found is None:
+            return arrange(own, partners, shape._replace(layout=layout._replace(short=0)))
+        fitted.append(found)
+        left -= len(found[1])
+    (own_places, short), (partner_places, partners_short) = fitted
+    if not len(short):
+        short = np.zeros(1, bool)  # an empty batch still computes a micro-batch
+    behind = {piece: place._replace(micro=place.micro + len(short)) for piece, place in partner_places.items()}
+    return Arrangement(own_places, behind, len(short), np.concatenate([short, partners_short]))
 
 
 def _empty_examples(stream: StreamShape) -> Examples:
@@ -305,30 +340,23 @@ def footprint(example: Any, layout: Layout, *, final: bool) -> np.ndarray:
     return np.where(sizes > 0, len(example.prompt) - 1 + sizes + final, 0)
 
 
-def _place(footprint: np.ndarray, used: np.ndarray, shape: BatchShape, begin: int) -> tuple[int, list[int]]:
-    """First micro-batch, from ``begin`` on, with room for the whole piece, and the row of each of its segments."""
-    layout = shape.layout
-    for micro in range(begin, shape.micro_batches):
-        if layout.shared:
-            capacity = np.array([layout.prompt, *[layout.response] * layout.responses])
-            fits = np.all(used[micro] + footprint <= capacity, axis=-1) & (shape.packed | (used[micro].sum(-1) == 0))
-            if fits.any():
-                return micro, [int(np.argmax(fits))]
-            continue
-        load, places = used[micro, :, 1].copy(), []
-        for tokens in footprint:
-            fits = (load + tokens <= layout.response) & (shape.packed | (load == 0))
-            if not fits.any():
-                break
-            places.append(int(np.argmax(fits)))
-            load[places[-1]] += tokens
-        if len(places) == len(footprint):
-            return micro, places
-    raise AssertionError("the bound on micro-batches is too small")  # excluded by the argument in batch_shape
+def _write_rows(examples, own: list[Piece], partners: list[Piece], arranged: Arrangement, shape: BatchShape) -> Rows:
+    """Writes all pieces into rows, and into ``examples`` where they lie."""
+    size = (shape.micro_batches, shape.rows, shape.layout.length)
+    rows = Rows(*(np.zeros(size, np.int32) for _ in Rows._fields))
+    used = np.zeros((*size[:2], 1 + shape.layout.responses), np.int64)
+    segments = np.zeros(size[:2], np.int32)
+    for kind, places in ((own, arranged.own), (partners, arranged.partners)):
+        for number, place in places.items():
+            piece, layout = kind[number], shape.layout.shortened if arranged.short[place.micro] else shape.layout
+            _write(rows, examples[piece.stream], piece, place, used, segments, layout, final=shape.final)
+            if piece.first == 0:
+                examples[piece.stream].micro[piece.number] = place.micro
+    return rows
 
 
-def _write(rows, examples, piece: Piece, micro, places, used, segments, shape) -> None:
-    layout, prompt = shape.layout, piece.prompt
+def _write(rows, examples, piece: Piece, at: Place, used, segments, layout: Layout, *, final: bool) -> None:
+    prompt, (_, number_of_rows, length), (micro, places) = piece.prompt, rows.tokens.shape, at
 
     def put(row: int, region: int, start: int, tokens, targets, first_position: int, segment: int) -> int:
         at = start + used[micro, row, region]
@@ -336,7 +364,7 @@ def _write(rows, examples, piece: Piece, micro, places, used, segments, shape) -
         rows.tokens[place], rows.targets[place], rows.segments[place] = tokens, targets, segment
         rows.positions[place] = first_position + np.arange(len(tokens))
         used[micro, row, region] += len(tokens)
-        return (micro * shape.rows + row) * layout.length + at
+        return (micro * number_of_rows + row) * length + at
 
     if layout.shared:
         row = places[0]
@@ -350,20 +378,20 @@ def _write(rows, examples, piece: Piece, micro, places, used, segments, shape) -
         else:
             head, region, start, row = prompt, 1, 0, places[k]
             segments[micro, row] += 1
-        tokens = np.concatenate([head, response if shape.final else response[:-1]])
-        targets = np.concatenate([head[1:], response, [0] * shape.final])
+        tokens = np.concatenate([head, response if final else response[:-1]])
+        targets = np.concatenate([head[1:], response, [0] * final])
         at = put(row, region, start, tokens, targets, len(prompt) - len(head), segments[micro, row])
         first = at + len(head) - 1
         place = piece.number, piece.first + k
         examples.index[place][: len(response)] = first + np.arange(len(response))
         examples.mask[place][: len(response)] = piece.masks[k]
-        if shape.final:
+        if final:
             examples.last[place] = first + len(response)
 
 
 def padding_share(batch: Batch) -> float:
-    """Share of the computed token positions that hold no token, over the micro-batches that hold anything."""
-    return float(np.mean(np.asarray(batch.rows.segments)[: int(batch.count)] == 0))
+    """Share of the computed token positions that hold no token."""
+    return 1 - int(np.sum(batch.rows.segments > 0)) / int(computed_tokens(batch))
 
 
 def describe(shape: BatchShape) -> str:
@@ -371,12 +399,6 @@ def describe(shape: BatchShape) -> str:
     row = shape.layout
     sizes = " | ".join(map(str, (row.prompt, *[row.response] * row.responses))) if row.shared else str(row.length)
     micro = "one micro-batch" if shape.micro_batches == 1 else f"up to {shape.micro_batches} micro-batches"
-    return f"{micro} of {shape.rows} row{'s' * (shape.rows > 1)} of [{sizes}] tokens"
-
-
-def chosen_sizes(shape: BatchShape) -> dict[str, int]:
-    """The sizes of a shape under the names of ``config.batch``, which a run records."""
-    row = shape.layout
-    if row.shared:
-        return {"rows": shape.rows, "prompt_length": row.prompt, "response_length": row.response}
-    return {"rows": shape.rows, "length": row.length}
+    short = f", or short ones of {row.short} a response" if row.short and row.shared else ""
+    short = f", or short ones of {row.short}" if row.short and not row.shared else short
+    return f"{micro} of {shape.rows} row{'s' * (shape.rows > 1)} of [{sizes}] tokens{short}"

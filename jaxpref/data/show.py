@@ -43,6 +43,9 @@ def batch(planned: Batch, tokenizer: Tokenizer, *, limit: int | None = None, col
     """
     rows = planned.rows
     size = f"{int(planned.count)} micro-batches of {rows.tokens.shape[-2]} rows of {rows.tokens.shape[-1]} tokens"
+    if planned.row_lengths is not None:
+        lengths = planned.row_lengths[: int(planned.count)]
+        size += f" ({np.sum(lengths < rows.tokens.shape[-1])} of them of {lengths.min()})"
     pieces = [("title", size), ("note", f", {padding_share(planned):.1%} padding"), ("prompt", "\n")]
     for stream, found in planned.examples.items():
         for n in np.flatnonzero(found.where)[:limit]:

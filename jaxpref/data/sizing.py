@@ -4,6 +4,9 @@ Longer rows waste less of their ends, but attention computes every query-key pai
 examples. More rows in a micro-batch fill a device better, but the last micro-batch of a batch is seldom full. Which of
 these weighs more depends on the model, the device and the data, so that no rule of thumb holds: candidates are laid out
 with trial batches of the data, and the cheapest one wins. What a batch *means* never depends on the choice.
+
+One row length has to hold the longest example, and most examples are much shorter. So micro-batches may have short rows
+instead, where that saves more than compiling a second program is worth.
 """
 
 import itertools
@@ -18,6 +21,9 @@ from jaxpref.data import layouts
 
 STRETCH = (1.0, 1.25, 1.5, 2.0, 2.5, 3.0, 4.0)  # sizes of a region tried, over the longest part that it must hold
 PROPORTIONS = (0.8, 1.0, 1.25, 1.5)  # prompt regions tried, over the one that fills up as fast as the responses
+SHORTER = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8)  # response regions of short rows tried, over the row's own
+CONTENDERS = 4  # shapes, the cheapest without short rows, that these are tried with
+WORTH = 0.95  # cost with short rows, over the cost without, from which on they are worth a second program to compile
 
 
 class Cost(NamedTuple):
@@ -49,33 +55,36 @@ def attention_pairs(row: Layout) -> float:
 
 
 class Used(NamedTuple):
-    """Rows that a batch fills: with what gets a gradient, and with mismatched responses."""
+    """Micro-batches that a batch takes: of what gets a gradient, and of mismatched responses; then of short rows."""
 
     own: int
     partners: int
+    short_own: int = 0
+    short_partners: int = 0
 
 
 def predicted(shape: layouts.BatchShape, used: Sequence[Used], cost: Cost, *, devices: int = 1) -> float:
     """Mean cost of batches.
 
-    .. math:: \\lceil u / R \\rceil \\; (\\max(R T, \\mathrm{least}) + \\mathrm{pair} \\; R A + \\mathrm{micro\\_batch})
+    .. math:: \\max(R T, \\mathrm{least}) + \\mathrm{pair} \\; R A + \\mathrm{micro\\_batch}
 
-    for a batch that fills u rows, with R rows of T tokens and A attention pairs in a micro-batch of a device.
+    for each micro-batch, with R rows of T tokens and A attention pairs in that of a device.
 
     Args:
         shape: of the batches.
-        used: rows that each batch fills.
+        used: micro-batches that each of them takes.
         cost: of the model on its device.
         devices: the rows are divided over so many.
     """
-    rows = shape.rows / devices
-    tokens = max(rows * shape.layout.length, cost.least)
-    micro_batch = tokens + cost.pair * rows * attention_pairs(shape.layout) + cost.micro_batch
-    own, partners = (
-        float(np.mean([math.ceil(rows_ / shape.rows) for rows_ in kind])) for kind in zip(*used, strict=True)
-    )
-    factor = cost.several if shape.micro_batches > 1 else 1.0
-    return micro_batch * (factor * own + cost.apart * partners)
+    rows, factor = shape.rows / devices, cost.several if shape.micro_batches > 1 else 1.0
+
+    def micro_batch(row: Layout) -> float:
+        return max(rows * row.length, cost.least) + cost.pair * rows * attention_pairs(row) + cost.micro_batch
+
+    own, partners, short_own, short_partners = np.mean(used, axis=0)
+    whole = micro_batch(shape.layout) * (factor * own + cost.apart * partners)
+    short = micro_batch(shape.layout.shortened) * (factor * short_own + cost.apart * short_partners)
+    return float(whole + short)
 
 
 def choose(
@@ -88,6 +97,7 @@ def choose(
     length: int = 0,
     prompt_length: int = 0,
     response_length: int = 0,
+    short_length: int = 0,
     final: bool = False,
     multiple_of: int = 1,
     granule: int = 1,
@@ -99,7 +109,8 @@ def choose(
         trials: batches of examples (``jaxpref.data.Tokenized``), as training may draw them.
         cost: of the model on its device.
         layout: ``packed`` or ``packed+shared``.
-        rows, length, prompt_length, response_length: fixed sizes; 0 leaves them to the choice.
+        rows, length, prompt_length, response_length, short_length: fixed sizes; 0 leaves them to the choice, a negative
+            ``short_length`` excludes short rows.
         final, multiple_of, granule: see :func:`jaxpref.data.layouts.batch_shape`.
 
     Raises:
@@ -123,11 +134,35 @@ def choose(
     shapes = []
     for sizes in candidates:
         row, slots = layouts.regions(streams, **sizes, **fixed)
-        used = [Used(*(rows_needed(kind, row, final=final) for kind in batch)) for batch in cut]
-        for number in [rows] if rows else _numbers_of_rows(streams, row, slots, used, multiple_of):
+        filled = [[rows_needed(kind, row, final=final) for kind in batch] for batch in cut]
+        for number in [rows] if rows else _numbers_of_rows(streams, row, slots, filled, multiple_of):
             shape = layouts.batch_shape(streams, rows=number, multiple_of=multiple_of, **sizes, **fixed)
+            used = [Used(*(math.ceil(rows / number) for rows in batch)) for batch in filled]
             shapes.append((predicted(shape, used, cost, devices=multiple_of), shape))
-    return min(shapes, key=lambda found: found[0])[1]
+    shapes.sort(key=lambda found: found[0])
+    return _with_short_rows(shapes, cut, cost, short_length, granule=granule, devices=multiple_of)
+
+
+def _with_short_rows(shapes, cut, cost: Cost, given: int, *, granule: int, devices: int) -> layouts.BatchShape:
+    """The cheapest of ``(cost, shape)``, in their order, and of these with short rows where such are worth it."""
+    least, best = shapes[0]
+    if given > 0:
+        return layouts.with_short_rows(best, given, granule)
+    least *= WORTH
+    for _, shape in shapes[: CONTENDERS if given == 0 else 0]:
+        for length in _rounded((shape.layout.response * factor for factor in SHORTER), granule):
+            shorter = layouts.with_short_rows(shape, length, granule)
+            found = predicted(shorter, [micro_batches_used(batch, shorter) for batch in cut], cost, devices=devices)
+            if found < least:
+                least, best = found, shorter
+    return best
+
+
+def micro_batches_used(cut: tuple[Sequence[layouts.Piece], Sequence[layouts.Piece]], shape: layouts.BatchShape) -> Used:
+    """Micro-batches that the pieces of a batch take, as :func:`jaxpref.data.layouts.plan` arranges them."""
+    arranged = layouts.arrange(*cut, shape)
+    own, partners = arranged.short[: arranged.trained], arranged.short[arranged.trained :]
+    return Used(sum(~own), sum(~partners), sum(own), sum(partners))
 
 
 def rows_needed(pieces: Sequence[layouts.Piece], row: Layout, *, final: bool) -> int:
@@ -165,7 +200,7 @@ def _rounded(sizes, granule: int) -> list[int]:
     return sorted({math.ceil(math.floor(size) / granule) * granule for size in sizes})
 
 
-def _numbers_of_rows(streams, row: Layout, slots: int, used: Sequence[Used], multiple_of: int) -> list[int]:
+def _numbers_of_rows(streams, row: Layout, slots: int, used: Sequence[Sequence[int]], multiple_of: int) -> list[int]:
     """Rows of a micro-batch to try: few, as many as the trial batches fill, and enough for any batch."""
     segments = [(s.examples, 1 if row.shared else s.together) for s in streams.values()]
     least, most = (math.ceil(n / slots) for n in (max(k for _, k in segments), sum(n * k for n, k in segments)))

@@ -102,7 +102,8 @@ def declared_shape(sections: Sections, objective: objectives.Total, machine: cos
             widths=widths if before is None else {**before.widths, **widths},
         )
     final = inputs.reads_last_token(objective)
-    return layouts.batch_shape(streams, final=final, **inputs.given_sizes(batch, machine))
+    given = inputs.given_sizes(batch, machine) | {"final": final, "short_length": -1}  # the longest fit no short row
+    return layouts.batch_shape(streams, **given)
 
 
 def _batch(shape: layouts.BatchShape, cached: dict[str, tuple[int, ...]], devices: jax.sharding.Mesh):

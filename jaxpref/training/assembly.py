@@ -317,14 +317,12 @@ def summary(parts: Assembly) -> str:
     count = models.count(parts.state.params | {"model": starting.parameter_shapes(parts.model, parts.mesh)})
     moving = models.count(state.partition(parts.state.params, parts.trainable)[0])
     trained = f" ({moving:,} of them trained)" if moving < count else ""
-    micro = "one micro-batch" if shape.micro_batches == 1 else f"up to {shape.micro_batches} micro-batches"
     return "\n".join(
         (
             f"Model: {parts.model.config.family}, {count:,} parameters{trained}, "
             f"{parts.model.dtype.name}, on {axes} ({jax.devices()[0].platform}).",
             f"Objective: {', '.join(f'{n} ({t.method} on {t.stream})' for n, t in parts.objective.terms.items())}.",
-            f"Batch: {sizes}; {parts.sections.batch.layout}, {micro} of "
-            f"{shape.rows} rows of {shape.layout.length} tokens.",
+            f"Batch: {sizes}; {parts.sections.batch.layout}, {data.layouts.describe(shape)}.",
             f"Steps: {fed.steps}.",
         )
     )

@@ -38,18 +38,20 @@ class Machine(NamedTuple):
         devices: rows are divided over so many.
         cost: of the model on one of them.
         granule: every region is a multiple of so many tokens.
+        sequence: the tokens of a row are divided over so many.
     """
 
     devices: int = 1
     cost: Cost = TYPICAL
     granule: int = 1
+    sequence: int = 1
 
 
 def machine(config: Any, devices: jax.sharding.Mesh, *, coupled: bool = False, reference: bool = False) -> Machine:
     """The devices of a mesh as the planner of batches sees them; arguments as :func:`of`."""
     platform = devices.devices.flat[0].platform
     cost = of(config, platform, coupled=coupled, reference=reference)
-    return Machine(mesh.batch_devices(devices), cost, GRANULES.get(platform, 1))
+    return Machine(mesh.batch_devices(devices), cost, GRANULES.get(platform, 1), devices.shape["sequence"])
 
 
 def of(config: Any, platform: str, *, coupled: bool = False, reference: bool = False) -> Cost:

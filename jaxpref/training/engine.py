@@ -11,7 +11,8 @@ ways to the same gradient:
 * several, coupled objective (an example's gradient depends on other examples): two passes. The first keeps channels
   only; the objective's cotangents on them then drive one vector-Jacobian product per micro-batch. One extra forward.
 
-The number of micro-batches that hold anything is dynamic (a ``fori_loop``): one compile serves every batch of a shape.
+The number of micro-batches that hold anything is dynamic (a ``fori_loop``), and so is which of them have short rows (a
+``cond``): one compile serves every batch of a shape.
 
 Where a method combines the gradients of several losses, each of these ways gives all of them, stacked: the forward is
 shared, and the backward passes run one after another.
@@ -29,7 +30,7 @@ from jaxpref.models import replicate
 from jaxpref.training import trees
 
 Channels = dict[str, jax.Array]
-Forward = Callable[[Any, Any], Channels]  # (params, Rows [R, T]) -> {channel: [R, T, ...]}
+Forward = Callable[[Any, Any, bool], Channels]  # (params, Rows [R, T], whether they are short) -> {name: [R, T, ...]}
 
 
 class Evaluation(NamedTuple):
@@ -85,10 +86,10 @@ def all_channels(forward: Forward, params, batch: Batch, first=0) -> Channels:
     """Channels ``[M, R, T, ...]`` of a global batch, micro-batch by micro-batch, from the ``first`` on; else zero."""
 
     def keep(micro, channels):
-        values = forward(params, _micro(batch.rows, micro))
+        values = _by_length(batch, micro, lambda short: forward(params, _micro(batch.rows, micro), short))
         return {name: channels[name].at[micro].set(values[name]) for name in values}
 
-    shapes = jax.eval_shape(lambda: forward(params, _micro(batch.rows, 0)))
+    shapes = jax.eval_shape(lambda: forward(params, _micro(batch.rows, 0), False))
     micro_batches = batch.rows.tokens.shape[0]
     channels = {name: jnp.zeros((micro_batches, *s.shape), s.dtype) for name, s in shapes.items()}
     return jax.lax.fori_loop(first, batch.count, keep, channels)
@@ -119,12 +120,12 @@ def gradient(
 
 
 def _single(objective, forward, params, batch, denominators, state, key, step, apart):
-    def loss(params):
-        channels = {name: values[None] for name, values in forward(params, _micro(batch.rows, 0)).items()}
+    def loss(params, short):
+        channels = {name: values[None] for name, values in forward(params, _micro(batch.rows, 0), short).items()}
         outputs = read_all(objective, channels, batch.examples)
         return _scored(objective, apart, outputs, batch.examples, denominators, state, key, step)
 
-    gradients, result = _gradients(loss, params)
+    gradients, result = _by_length(batch, 0, lambda short: _gradients(lambda params: loss(params, short), params))
     return result, jax.tree.map(trees.widen, gradients)
 
 
@@ -134,8 +135,8 @@ def _one_pass(objective, forward, params, batch, denominators, state, key, step,
         known = jax.lax.stop_gradient(all_channels(forward, params, batch, batch.trained))
         partners = read_all(objective, known, batch.examples)
 
-    def loss(params, micro):
-        channels = {name: values[None] for name, values in forward(params, _micro(batch.rows, micro)).items()}
+    def loss(params, micro, short):
+        channels = {name: values[None] for name, values in forward(params, _micro(batch.rows, micro), short).items()}
         examples = {
             name: _only(stream, micro, batch.rows, name in objective.partnered)
             for name, stream in batch.examples.items()
@@ -147,14 +148,15 @@ def _one_pass(objective, forward, params, batch, denominators, state, key, step,
         value, result = _scored(objective, apart, outputs, examples, denominators, state, key, step)
         return value, (result.loss, result.metrics)
 
-    def score(micro):
-        gradients, values = _gradients(lambda params: loss(params, micro), params)
+    def score(micro, short):
+        gradients, values = _gradients(lambda params: loss(params, micro, short), params)
         return values, _added_up(gradients)
 
-    zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(score, 0))
-    (value, metrics), gradients = jax.lax.fori_loop(
-        0, batch.trained, lambda micro, total: jax.tree.map(jnp.add, total, score(micro)), zeros
-    )
+    def accumulate(micro, total):
+        return jax.tree.map(jnp.add, total, _by_length(batch, micro, lambda short: score(micro, short)))
+
+    zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(lambda: score(0, False)))
+    (value, metrics), gradients = jax.lax.fori_loop(0, batch.trained, accumulate, zeros)
     return Evaluation(value, metrics, state), gradients
 
 
@@ -167,10 +169,13 @@ def _two_pass(objective, forward, params, batch, denominators, state, key, step,
 
     cotangents, result = _gradients(loss, channels)
 
-    def accumulate(micro, total):
-        _, pull = jax.vjp(lambda params: forward(params, _micro(batch.rows, micro)), params)
+    def pulled(micro, short):
+        _, pull = jax.vjp(lambda params: forward(params, _micro(batch.rows, micro), short), params)
         of_micro = {name: values[:, micro] if apart else values[micro] for name, values in cotangents.items()}
-        return jax.tree.map(jnp.add, total, _added_up(_pulled(pull, of_micro, apart)))
+        return _added_up(_pulled(pull, of_micro, apart))
+
+    def accumulate(micro, total):
+        return jax.tree.map(jnp.add, total, _by_length(batch, micro, lambda short: pulled(micro, short)))
 
     stack = jax.tree.leaves(cotangents)[0].shape[: int(apart)]
     zeros = jax.tree.map(lambda p: jnp.zeros((*stack, *p.shape), trees.widen(p).dtype), params)
@@ -205,6 +210,14 @@ def _added_up(gradients):
     gradients of what each of them contributes to (the vocabulary's), instead of its part.
     """
     return jax.lax.optimization_barrier(jax.tree.map(trees.widen, gradients))
+
+
+def _by_length(batch: Batch, micro, compute):
+    """``compute(short)`` of a micro-batch; where some have short rows, one of two programs runs."""
+    if batch.row_lengths is None:
+        return compute(False)
+    short = batch.row_lengths[micro] < batch.rows.tokens.shape[-1]
+    return jax.lax.cond(short, lambda: compute(True), lambda: compute(False))
 
 
 def _micro(rows, micro):

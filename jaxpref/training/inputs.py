@@ -175,13 +175,21 @@ def given_sizes(batch, machine: Machine) -> dict[str, Any]:
     """What the section ``batch`` and the machine fix of a shape; arguments of :func:`jaxpref.data.layouts.batch_shape`.
 
     Raises:
-        ConfigError: the rows are given twice.
+        ConfigError: the rows are given twice, or short ones where tokens of a row are divided over devices.
     """
     if batch.rows and batch.rows_per_device:
         raise ConfigError(
             f"batch.rows is {batch.rows} and batch.rows_per_device is {batch.rows_per_device}; give one of them."
         )
-    sizes = {name: getattr(batch, name) for name in ("layout", "length", "prompt_length", "response_length")}
+    if batch.short_length > 0 and machine.sequence > 1:
+        raise ConfigError(
+            f"batch.short_length is {batch.short_length}, but mesh.sequence divides the tokens of a row over "
+            f"{machine.sequence} devices, where all rows are alike; leave it 0."
+        )
+    names = ("layout", "length", "prompt_length", "response_length", "short_length")
+    sizes = {name: getattr(batch, name) for name in names}
+    if machine.sequence > 1:
+        sizes["short_length"] = -1
     rows = batch.rows or batch.rows_per_device * machine.devices
     return sizes | {"rows": rows, "multiple_of": machine.devices, "granule": machine.granule}
 

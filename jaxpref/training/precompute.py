@@ -9,7 +9,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from jaxpref import models
 from jaxpref.batch import Batch, Layout, gather
 from jaxpref.data import Tokenized, layouts
-from jaxpref.training import engine, mesh
+from jaxpref.training import engine, mesh, state
 from jaxpref.training.assembly import Assembly
 from jaxpref.training.heldout import Evaluation
 from jaxpref.training.reference import ReferenceCache, distinct, keys_of
@@ -94,11 +94,8 @@ def _cut(examples: list[Tokenized], size: int) -> list[list[Tokenized]]:
 
 def score_batch(model: models.Transformer, layout: Layout, params, batch: Batch):
     """Log-probs ``[N, K, L]`` of every stream's examples."""
-    channels = engine.all_channels(
-        lambda params, rows: models.channels(model, {"model": params}, rows, layout, frozenset({"logps"})),
-        params,
-        batch,
-    )
+    forward = state.make_forward(model, layout, frozenset({"logps"}), None)
+    channels = engine.all_channels(forward, {"model": params}, batch)
     logps = models.replicate(channels["logps"])
     return {name: gather(logps, stream) for name, stream in batch.examples.items()}
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxpref import models
-from jaxpref.batch import Batch, Layout
+from jaxpref.batch import Batch, Layout, Rows
 from jaxpref.training import engine, throughput, trees
 
 
@@ -75,8 +75,22 @@ def averaged(state: TrainState, mask):
 
 
 def make_forward(model, layout: Layout, needs: frozenset[str], reference) -> Callable:
-    """The forward of one micro-batch: ``(params, rows) -> channels``; ``reference`` is a tree of parameters or None."""
-    return lambda params, rows: models.channels(model, params, rows, layout, needs, reference=reference)
+    """The forward of one micro-batch: ``(params, rows, short) -> channels``, zero behind the beginnings of short rows.
+
+    ``reference`` is a tree of parameters or None.
+    """
+
+    def forward(params, rows, short):
+        regions = layout.shortened if short else layout
+        computed = Rows(*(field[:, : regions.length] for field in rows))
+        channels = models.channels(model, params, computed, regions, needs, reference=reference)
+        rest = layout.length - regions.length
+        return {
+            name: jnp.pad(values, ((0, 0), (0, rest), *[(0, 0)] * (values.ndim - 2)))
+            for name, values in channels.items()
+        }
+
+    return forward
 
 
 def make_step(
@@ -106,7 +120,7 @@ def make_step(
         trainable, frozen = partition(state.params, mask)
         result, gradients = engine.gradient(
             objective,
-            lambda params, rows: forward(merge(params, frozen), rows),
+            lambda params, rows, short: forward(merge(params, frozen), rows, short),
             trainable,
             batch,
             state.objective,

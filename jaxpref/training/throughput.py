@@ -30,7 +30,7 @@ from collections.abc import Callable, Mapping
 import jax
 import jax.numpy as jnp
 
-from jaxpref.batch import Batch, Layout
+from jaxpref.batch import Batch, Layout, computed_tokens
 from jaxpref.data.layouts import NOWHERE
 
 # Peak dense bfloat16 FLOP/s of one jax device, by a part of its kind, the more special names first. Data sheets of GPUs
@@ -143,7 +143,7 @@ def workload(
     apart = apart or {}
     real = batch.rows.segments > 0
     read, one = jnp.sum(real, dtype=float), jnp.ones(())
-    computed = (batch.count * batch.rows.tokens[0].size).astype(float)
+    computed = computed_tokens(batch).astype(float)
     scored = sum(jnp.sum(examples.mask, dtype=float) for examples in batch.examples.values())
     copied = {name: _prompt_copies(batch, layout, examples) for name, examples in batch.examples.items()}
 

@@ -54,9 +54,13 @@ def read_back(batch, n, k, stream="pairs"):
 
 
 @pytest.mark.parametrize("layout", layouts.LAYOUTS)
-@given(made=examples(), rows=st.sampled_from([0, 2, 3]), final=st.booleans())
-def test_every_example_is_laid_out_whole(layout, made, rows, final):
-    batch = layouts.plan({"pairs": made}, shape_of(layout, rows, final))
+@given(made=examples(), rows=st.sampled_from([0, 2, 3]), final=st.booleans(), short=st.integers(0, MAX_RESPONSE))
+def test_every_example_is_laid_out_whole(layout, made, rows, final, short):
+    shape = shape_of(layout, rows, final, short_length=short if layout.startswith("packed") else 0)
+    batch = layouts.plan({"pairs": made}, shape)
+    lengths = np.full(shape.micro_batches, shape.layout.length) if batch.row_lengths is None else batch.row_lengths
+    behind = np.arange(shape.layout.length) >= lengths[:, None, None]
+    assert not batch.rows.segments[np.broadcast_to(behind, batch.rows.segments.shape)].any()
     found = batch.examples["pairs"]
     assert found.where.sum() == len(made)
     for n, example in enumerate(made):
@@ -138,6 +142,7 @@ def test_packing_pads_less():
         ({"layout": "padded", "length": 64}, "batch.length is 64, but layout 'padded' does not choose it"),
         ({"layout": "packed+shared", "length": 64}, "batch.length is 64"),
         ({"layout": "packed", "response_length": 64}, "batch.response_length is 64"),
+        ({"layout": "shared", "short_length": 4}, "batch.short_length is 4, but only packed layouts"),
         ({"layout": "padded", "rows": 1}, "one example needs 2 rows"),
         ({"layout": "padded", "rows": 3, "multiple_of": 2}, "use a multiple of 2"),
     ],
@@ -159,13 +164,50 @@ def test_regions_are_rounded_up_to_a_granule(layout, made, granule):
             assert read_back(batch, n, 1)[1] == example.responses[1].tolist()
 
 
-def test_a_shape_in_words_and_in_the_names_of_the_config():
+def pair(prompt, *responses):
+    return Example(
+        np.arange(1, prompt + 1),
+        tuple(np.arange(n) for n in responses),
+        tuple(np.ones(n, bool) for n in responses),
+        {"margin": 0.0},
+    )
+
+
+def test_what_fits_goes_into_short_rows_and_into_what_is_left_of_long_ones():
+    made = [pair(3, 7, 1), pair(9, 2, 3), pair(2, 1, 2), pair(9, 3, 3)]
+    shape = shape_of("packed+shared", 1, False, prompt_length=10, response_length=8, short_length=4)
+    batch = layouts.plan({"pairs": made}, shape)
+    assert batch.examples["pairs"].micro[: len(made)].tolist() == [0, 2, 0, 1]  # the third lies beside the first
+    assert batch.row_lengths[: int(batch.count)].tolist() == [26, 18, 18]
+    whole = layouts.plan({"pairs": made}, layouts.with_short_rows(shape, 0, 1))
+    assert whole.row_lengths is None
+    assert layouts.padding_share(batch) < layouts.padding_share(whole)
+
+
+def test_short_rows_that_would_take_more_micro_batches_than_there_are_stay_unused():
+    """Nine pairs fit four and a half long rows, but nine short ones."""
+    shape = shape_of("packed+shared", 1, False, prompt_length=16, response_length=14, short_length=7)
+    batch = layouts.plan({"pairs": [pair(9, 7, 7)] * 9}, shape)
+    assert (shape.micro_batches, int(batch.count)) == (5, 5)
+    assert (batch.row_lengths == shape.layout.length).all()
+
+
+def test_mismatched_responses_have_short_rows_of_their_own():
+    streams = {"pairs": layouts.StreamShape(4, 2, 9, 7, ("margin",), partnered=True)}
+    shape = shape_of("packed+shared", 1, False, streams, prompt_length=9, response_length=7, short_length=3)
+    batch = layouts.plan({"pairs": [pair(8, 6, 1), pair(8, 2, 6), pair(8, 3, 3)]}, shape)
+    assert (int(batch.trained), int(batch.count)) == (3, 6)
+    assert (batch.row_lengths[:6] < shape.layout.length).tolist() == [False, True, True, False, True, True]
+
+
+def test_a_shape_in_words():
     shared = shape_of("packed+shared", 1, False, prompt_length=16, response_length=14)
     assert layouts.describe(shared) == "up to 5 micro-batches of 1 row of [16 | 14 | 14] tokens"
-    assert layouts.chosen_sizes(shared) == {"rows": 1, "prompt_length": 16, "response_length": 14}
+    short = layouts.with_short_rows(shared, 7, 1)
+    assert layouts.describe(short) == f"{layouts.describe(shared)}, or short ones of 7 a response"
     packed = shape_of("packed", 9, False, length=30)
     assert layouts.describe(packed) == "one micro-batch of 9 rows of [30] tokens"
-    assert layouts.chosen_sizes(packed) == {"rows": 9, "length": 30}
+    assert layouts.describe(layouts.with_short_rows(packed, 20, 1)).endswith("[30] tokens, or short ones of 20")
 
 
 def test_an_example_that_breaks_the_shape_is_named():

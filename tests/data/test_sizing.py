@@ -70,18 +70,19 @@ def test_the_prediction_counts_what_the_plan_computes():
     row = Layout(60, 2, 50)
     assert sizing.attention_pairs(row) == 60 * 30 + 2 * 50 * 85
     cost = sizing.Cost(pair=0.01, micro_batch=7, least=100)
-    shape = layouts.BatchShape(row, 2, 4, STREAMS, True, False)
+    shape = layouts.BatchShape(row._replace(short=20), 2, 4, STREAMS, True, False)
     batch = 2 * 160 + 0.01 * 2 * 10_300 + 7
+    short = 2 * 100 + 0.01 * 2 * (60 * 30 + 2 * 20 * 70) + 7
 
-    def used(*rows):
-        return [sizing.Used(own, 0) for own in rows]
+    def used(*numbers):
+        return [sizing.Used(own, 0) for own in numbers]
 
-    assert sizing.predicted(shape, used(3, 4), cost) == pytest.approx(2 * batch)
-    assert sizing.predicted(shape, used(2, 5), cost._replace(several=1.5)) == pytest.approx(1.5 * 2 * batch)
-    each = sizing.predicted(shape, used(2), cost._replace(least=400), devices=2)
+    assert sizing.predicted(shape, used(2, 2), cost) == pytest.approx(2 * batch)
+    assert sizing.predicted(shape, used(1, 3), cost._replace(several=1.5)) == pytest.approx(1.5 * 2 * batch)
+    each = sizing.predicted(shape, used(1), cost._replace(least=400), devices=2)
     assert each == pytest.approx(400 + 0.01 * 10_300 + 7)
-    apart = sizing.predicted(shape, [sizing.Used(2, 3)], cost._replace(several=1.5, apart=0.4))
-    assert apart == pytest.approx((1.5 + 0.4 * 2) * batch)
+    apart = sizing.predicted(shape, [sizing.Used(1, 2, 3, 4)], cost._replace(several=1.5, apart=0.4))
+    assert apart == pytest.approx((1.5 + 0.4 * 2) * batch + (1.5 * 3 + 0.4 * 4) * short)
 
 
 def test_what_the_config_fixes_stays():
@@ -110,3 +111,16 @@ def test_streams_with_different_numbers_of_responses_and_one_example():
     for layout in ("packed", "packed+shared"):
         shape = sizing.choose(streams, trials, sizing.TYPICAL, layout=layout)
         layouts.plan(trials[0], shape)
+
+
+def test_short_rows_are_chosen_where_they_save_enough():
+    """Long prompts with three long pairs of responses and thirteen short ones: rows of one example each."""
+    cost, given = sizing.Cost(pair=1e-3), dict(prompt_length=60, response_length=40, rows=1)
+    trials = [{"pairs": [pair(50, 35, 38)] * 3 + [pair(40, 9, 12)] * 13}]
+    shape = choose(cost, trials=trials, **given)
+    assert shape.layout == Layout(60, 2, 40, 12)
+    (cut,) = (layouts.pieces(batch, STREAMS) for batch in trials)
+    assert sizing.micro_batches_used(cut, shape) == (3, 0, 13, 0)
+    assert choose(cost._replace(least=1e4), trials=trials, **given).layout.short == 0  # nothing to save
+    assert choose(cost, trials=trials, short_length=-1, **given).layout.short == 0
+    assert choose(cost, trials=trials, short_length=13, granule=4, **given).layout.short == 16

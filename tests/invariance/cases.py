@@ -39,11 +39,12 @@ class Case(NamedTuple):
     several: bool = False
     devices: int = 1
     sequence: bool = False
+    short: bool = False
 
     def __str__(self):
         micro_batches = "several micro-batches" if self.several else "one micro-batch"
         devices = "1 device" if self.devices == 1 else f"{self.devices} devices"
-        return f"{self.layout}, {micro_batches}, {devices}{', sequence' * self.sequence}"
+        return f"{self.layout}, {micro_batches}, {devices}{', sequence' * self.sequence}{', short rows' * self.short}"
 
 
 BASE = Case()
@@ -148,6 +149,8 @@ def batch_shape(sizes: dict[str, int], case: Case, *, final: bool = False) -> la
         "packed+shared": dict(prompt_length=PROMPT + 2, response_length=RESPONSE + 2),
     }.get(case.layout, {})
     given = {name: size if case.several else 4 * size for name, size in longest.items()}
+    if case.short:
+        given["short_length"] = {"packed": 9, "packed+shared": RESPONSE - 1}[case.layout]
     return layouts.batch_shape(streams, layout=case.layout, rows=4 * case.several, final=final, multiple_of=4, **given)
 
 

@@ -80,6 +80,15 @@ WHOLE_MATRIX = ("dpo + sft", "kto", "bradley_terry")  # one pass, two passes, a 
 CASES = [Case(*case) for case in itertools.product(layouts.LAYOUTS, (False, True), (1, 8))]
 HALF = [case for case in CASES if case.several == (case.devices == 8)]
 MATRIX = [(name, case) for name in OBJECTIVES for case in (CASES if name in WHOLE_MATRIX else HALF) if case != BASE]
+MATRIX += [
+    (name, Case(layout, True, 8, short=True))
+    for name, layout in (
+        ("kto", "packed"),
+        ("bradley_terry", "packed+shared"),
+        ("dpo + sft", "packed+shared"),
+        ("raco + bco_pair + sft", "packed"),
+    )
+]
 
 
 class Outcome(NamedTuple):
@@ -145,6 +154,9 @@ def take_steps(name: str, case: Case, dtype, **options) -> Outcome:
                 precompute.fill(parts.cache, given, parts.model, parts.reference, shape, parts.mesh, lambda _: None)
                 batch = parts.cache.attach(batch, streams, shape)
             assert batch.count > 1 or number == 1 or not case.several
+            if case.short:
+                lengths = batch.row_lengths[: int(batch.count)]
+                assert min(lengths) < max(lengths) or number == 1
             current, metrics = step(current, reference, jax.random.key(0), mesh.place_batch(batch, parts.mesh))
             measured.append(jax.tree.map(np.array, metrics))
     assert counts["jit(step)"] == 1

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxpref.batch import lengths
+from jaxpref.batch import Rows, lengths
 from jaxpref.data import layouts
 from jaxpref.training import engine
 
@@ -49,14 +49,14 @@ class Toy(NamedTuple):
         return jnp.sum(values) / denominators["pairs"], {"margin": (jnp.sum(margin * where), jnp.sum(where))}, state
 
 
-def forward(params, rows):
-    """A model without attention: each position sees its own token."""
+def forward(layout, params, rows, short):
+    """A model without attention: each position sees its own token; of short rows only the beginning is computed."""
+    length = layout.shortened.length if short else layout.length
+    rows, rest = Rows(*(field[:, :length] for field in rows)), ((0, 0), (0, layout.length - length))
     hidden = jnp.tanh(params["embedding"][rows.tokens] + rows.positions[..., None] * 0.01)
     logps = jax.nn.log_softmax(hidden @ params["head"])
-    return {
-        "logps": jnp.take_along_axis(logps, rows.targets[..., None], -1)[..., 0],
-        "score/reward": hidden @ params["score"],
-    }
+    logps = jnp.take_along_axis(logps, rows.targets[..., None], -1)[..., 0]
+    return {"logps": jnp.pad(logps, rest), "score/reward": jnp.pad(hidden @ params["score"], rest)}
 
 
 @pytest.fixture(scope="module")
@@ -77,11 +77,15 @@ def examples():
     return made
 
 
-def result(params, examples, layout, rows, coupled):
+def result(params, examples, layout, rows, coupled, **sizes):
     terms = {"pair": Term("pairs", frozenset({"logps"})), "reward": Term("pairs", frozenset({"score"}))}
     stream = {"pairs": layouts.StreamShape(8, 2, 4, 5)}
-    batch = layouts.plan({"pairs": examples}, layouts.batch_shape(stream, layout=layout, rows=rows, final=True))
-    step = partial(engine.gradient, Toy(coupled, terms), forward)
+    shape = layouts.batch_shape(stream, layout=layout, rows=rows, final=True, **sizes)
+    batch = layouts.plan({"pairs": examples}, shape)
+    if "short_length" in sizes:
+        lengths = batch.row_lengths[: int(batch.count)]
+        assert min(lengths) == shape.layout.shortened.length and (rows == 0 or max(lengths) == shape.layout.length)
+    step = partial(engine.gradient, Toy(coupled, terms), partial(forward, shape.layout))
     evaluation, gradients = jax.jit(step)(params, batch, (), jax.random.key(0), 0)
     return jax.tree.map(np.asarray, (evaluation.loss, evaluation.metrics, gradients))
 
@@ -94,6 +98,24 @@ def test_trap_03_micro_batches_do_not_change_the_gradient(params, examples, layo
         whole = result(params, examples, "padded", 0, coupled)
         split = result(params, examples, layout, 2, coupled)
         jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-10, atol=1e-12), whole, split)
+
+
+@pytest.mark.parametrize("coupled", [False, True], ids=["separable", "coupled"])
+@pytest.mark.parametrize(
+    ("layout", "sizes"),
+    [
+        ("packed", dict(rows=2, length=9, short_length=7)),
+        ("packed+shared", dict(rows=1, prompt_length=4, response_length=6, short_length=4)),
+        ("packed", dict(rows=0, length=30, short_length=20)),
+    ],
+)
+def test_short_rows_do_not_change_the_gradient(params, examples, layout, sizes, coupled):
+    """Among others, or as the only micro-batch of a batch that fits them."""
+    with jax.enable_x64(True):
+        params = jax.tree.map(lambda x: x.astype(jnp.float64), params)
+        whole = result(params, examples, "padded", 0, coupled)
+        mixed = result(params, examples, layout, coupled=coupled, **sizes)
+        jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-10, atol=1e-12), whole, mixed)
 
 
 def test_trap_13_a_coupled_loss_sees_the_global_batch(params, examples):

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from jaxpref import models, objectives
+from jaxpref.batch import Layout, computed_tokens
 from jaxpref.configuration import schema
-from jaxpref.data import Tokenized, layouts
+from jaxpref.data import Tokenized
 from jaxpref.errors import ConfigError
 from jaxpref.training import costs, inputs, mesh
 
@@ -41,15 +42,19 @@ def test_packed_sizes_come_from_the_data():
 
     def computed(made):
         batches = [made.batch(step) for step in range(10)]
-        return sum(int(batch.count) * batch.rows.tokens[0].size for batch in batches)
+        return sum(int(computed_tokens(batch)) for batch in batches)
 
     assert computed(packed) < 0.5 * computed(padded)
     assert padded.shape.micro_batches == 1
 
 
 def test_fixed_sizes_are_kept():
-    shape = make(layout="packed+shared", rows=2, prompt_length=200, response_length=100).shape
-    assert layouts.chosen_sizes(shape) == {"rows": 2, "prompt_length": 200, "response_length": 100}
+    shape = make(layout="packed+shared", rows=2, prompt_length=200, response_length=100, short_length=30).shape
+    assert (shape.rows, shape.layout) == (2, Layout(200, 2, 100, 30))
+    assert make(layout="packed+shared", short_length=-1).shape.layout.short == 0
+    with pytest.raises(ConfigError, match="batch.short_length is 30, but mesh.sequence divides the tokens of a row"):
+        make(layout="packed", short_length=30, machine=costs.Machine(sequence=2))
+    assert make(layout="packed", machine=costs.Machine(sequence=2)).shape.layout.short == 0
 
 
 def test_rows_may_be_given_for_each_device():

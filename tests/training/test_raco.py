@@ -31,7 +31,7 @@ def pair(chosen: int, rejected: int, prefers):
     return data.Tokenized(np.array([1, 1], np.int32), both, (np.ones(1, bool),) * 2, side, "pairs:1")
 
 
-def forward(params, rows):
+def forward(params, rows, short):
     """The second leaf may be frozen; the reference is the model at zero."""
     weights = params["weights"] if params["more"] is None else params["weights"] + params["more"][0]
     logps = (jnp.asarray(FEATURES, weights.dtype)[rows.targets] @ weights).astype(jnp.result_type(float))
@@ -161,7 +161,7 @@ def test_a_config_without_conflicts_takes_a_plain_gradient():
 
         def loss(params):
             rows = jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, 0, keepdims=False), batch.rows)
-            channels = {name: values[None] for name, values in forward(params, rows).items()}
+            channels = {name: values[None] for name, values in forward(params, rows, False).items()}
             result = engine.evaluate(total, channels, batch.examples, denominators, *given)
             return result.loss, result
 
