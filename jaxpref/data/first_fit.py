@@ -1,11 +1,43 @@
-"""First fit decreasing: the micro-batch and the rows in which every piece of a batch lies."""
+"""First fit decreasing: what of an example lies together, and the micro-batch and the rows that it lies in."""
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from jaxpref.batch import Layout
+
+
+class Piece(NamedTuple):
+    """What of an example must lie in one micro-batch: its prompt with the responses from ``first`` on."""
+
+    stream: str
+    number: int
+    first: int
+    prompt: np.ndarray
+    responses: tuple[np.ndarray, ...]
+    masks: tuple[np.ndarray, ...]
+
+
+def pieces(streams: Mapping[str, Sequence[Any]], shapes: Mapping[str, Any]) -> tuple[list[Piece], list[Piece]]:
+    """``(those that get a gradient, mismatched responses)`` of a batch whose streams have these ``StreamShape``s."""
+    own, partners = [], []
+    for name, shape in shapes.items():
+        for n, example in enumerate(streams[name]):
+            prompt, responses = np.asarray(example.prompt), tuple(map(np.asarray, example.responses))
+            parts = [(0, len(responses))] if not shape.partnered else [(0, 1), (1, 2)]
+            for kept, (start, stop) in zip((own, partners), parts, strict=False):
+                kept.append(Piece(name, n, start, prompt, responses[start:stop], example.masks[start:stop]))
+    return own, partners
+
+
+def footprint(piece: Piece, layout: Layout, *, final: bool) -> np.ndarray:
+    """Tokens that a piece takes of (prompt region, each response region) when shared, else of each segment."""
+    sizes = np.array([len(response) for response in piece.responses])
+    if layout.shared:
+        unused = [0] * (layout.responses - len(sizes))
+        return np.array([len(piece.prompt) - 1, *np.where(sizes > 0, sizes + final, 0), *unused])
+    return np.where(sizes > 0, len(piece.prompt) - 1 + sizes + final, 0)
 
 
 class Place(NamedTuple):
@@ -24,7 +56,7 @@ def first_fit(
     long rows, then short ones.
 
     Args:
-        footprints: of each piece (:func:`jaxpref.data.layouts.footprint`).
+        footprints: of each piece, see :func:`footprint`.
         layout: regions of a row.
         rows: of a micro-batch.
         packed: whether a row may hold several pieces.

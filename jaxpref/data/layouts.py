@@ -31,7 +31,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxpref.batch import IDS, PROMPT_LENGTHS, Batch, Examples, Layout, Rows, computed_tokens
-from jaxpref.data.first_fit import Place, first_fit
+from jaxpref.data.first_fit import Piece, Place, first_fit, footprint, pieces
 from jaxpref.errors import ConfigError, DataError
 
 LAYOUTS = ("padded", "packed", "shared", "packed+shared")
@@ -235,29 +235,6 @@ def plan(streams: Mapping[str, Sequence[Any]], shape: BatchShape) -> Batch:
     return Batch(rows, np.int32(count), np.int32(arranged.trained), examples, lengths)
 
 
-class Piece(NamedTuple):
-    """What of an example must lie in one micro-batch: its prompt with the responses from ``first`` on."""
-
-    stream: str
-    number: int
-    first: int
-    prompt: np.ndarray
-    responses: tuple[np.ndarray, ...]
-    masks: tuple[np.ndarray, ...]
-
-
-def pieces(streams: Mapping[str, Sequence[Any]], shapes: Mapping[str, StreamShape]) -> tuple[list[Piece], list[Piece]]:
-    """``(those that get a gradient, mismatched responses)`` of the examples of a batch."""
-    own, partners = [], []
-    for name, shape in shapes.items():
-        for n, example in enumerate(streams[name]):
-            prompt, responses = np.asarray(example.prompt), tuple(map(np.asarray, example.responses))
-            parts = [(0, len(responses))] if not shape.partnered else [(0, 1), (1, 2)]
-            for kept, (start, stop) in zip((own, partners), parts, strict=False):
-                kept.append(Piece(name, n, start, prompt, responses[start:stop], example.masks[start:stop]))
-    return own, partners
-
-
 class Arrangement(NamedTuple):
     """Where the pieces of a batch lie.
 
@@ -329,15 +306,6 @@ def _check(example: Any, name: str, stream: StreamShape) -> None:
                 f"{example.origin}: field {key!r} holds {len(example.side[key])} numbers in stream {name!r}; "
                 f"expected {width}."
             )
-
-
-def footprint(example: Any, layout: Layout, *, final: bool) -> np.ndarray:
-    """Tokens that an example takes of (prompt region, each response region) when shared, else of each segment."""
-    sizes = np.array([len(response) for response in example.responses])
-    if layout.shared:
-        unused = [0] * (layout.responses - len(sizes))
-        return np.array([len(example.prompt) - 1, *np.where(sizes > 0, sizes + final, 0), *unused])
-    return np.where(sizes > 0, len(example.prompt) - 1 + sizes + final, 0)
 
 
 def _write_rows(examples, own: list[Piece], partners: list[Piece], arranged: Arrangement, shape: BatchShape) -> Rows:

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxpref.batch import Layout
-from jaxpref.data import layouts
+from jaxpref.data import first_fit, layouts
 
 STRETCH = (1.0, 1.25, 1.5, 2.0, 2.5, 3.0, 4.0)  # sizes of a region tried, over the longest part that it must hold
 PROPORTIONS = (0.8, 1.0, 1.25, 1.5)  # prompt regions tried, over the one that fills up as fast as the responses
@@ -117,7 +117,7 @@ def choose(
         ConfigError: see :func:`jaxpref.data.layouts.batch_shape`.
     """
     fixed = {"layout": layout, "final": final, "granule": granule}
-    cut = [layouts.pieces(batch, streams) for batch in trials]
+    cut = [first_fit.pieces(batch, streams) for batch in trials]
     if layout == "packed":
         least, _ = layouts.regions(streams, length=length, **fixed)
         candidates = [{"length": size} for size in _stretched(least.length, length, granule)]
@@ -158,18 +158,20 @@ def _with_short_rows(shapes, cut, cost: Cost, given: int, *, granule: int, devic
     return best
 
 
-def micro_batches_used(cut: tuple[Sequence[layouts.Piece], Sequence[layouts.Piece]], shape: layouts.BatchShape) -> Used:
+def micro_batches_used(
+    cut: tuple[Sequence[first_fit.Piece], Sequence[first_fit.Piece]], shape: layouts.BatchShape
+) -> Used:
     """Micro-batches that the pieces of a batch take, as :func:`jaxpref.data.layouts.plan` arranges them."""
     arranged = layouts.arrange(*cut, shape)
     own, partners = arranged.short[: arranged.trained], arranged.short[arranged.trained :]
     return Used(sum(~own), sum(~partners), sum(own), sum(partners))
 
 
-def rows_needed(pieces: Sequence[layouts.Piece], row: Layout, *, final: bool) -> int:
+def rows_needed(pieces: Sequence[first_fit.Piece], row: Layout, *, final: bool) -> int:
     """Rows that the pieces of a batch fill, first fit decreasing as :func:`jaxpref.data.layouts.plan` does."""
     if not pieces:
         return 0
-    taken = [layouts.footprint(piece, row, final=final) for piece in pieces]
+    taken = [first_fit.footprint(piece, row, final=final) for piece in pieces]
     taken.sort(key=lambda tokens: -int(tokens.sum()))
     if row.shared:
         capacity = np.array([row.prompt, *[row.response] * row.responses])

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from jaxpref.batch import Layout
-from jaxpref.data import Tokenized, layouts, sizing
+from jaxpref.data import Tokenized, first_fit, layouts, sizing
 from jaxpref.errors import ConfigError
 
 FREE_ATTENTION = sizing.Cost(pair=0.0)
@@ -61,7 +61,7 @@ def test_rows_needed_are_the_rows_that_the_plan_fills(layout, final):
     for batch in drawn(seed=1):
         shape = layouts.batch_shape(STREAMS, layout=layout, rows=32, final=final)
         segments = layouts.plan(batch, shape).rows.segments
-        own, partners = layouts.pieces(batch, STREAMS)
+        own, partners = first_fit.pieces(batch, STREAMS)
         assert sizing.rows_needed(partners, shape.layout, final=final) == 0
         assert sizing.rows_needed(own, shape.layout, final=final) == np.any(segments > 0, axis=-1).sum()
 
@@ -119,7 +119,7 @@ def test_short_rows_are_chosen_where_they_save_enough():
     trials = [{"pairs": [pair(50, 35, 38)] * 3 + [pair(40, 9, 12)] * 13}]
     shape = choose(cost, trials=trials, **given)
     assert shape.layout == Layout(60, 2, 40, 12)
-    (cut,) = (layouts.pieces(batch, STREAMS) for batch in trials)
+    (cut,) = (first_fit.pieces(batch, STREAMS) for batch in trials)
     assert sizing.micro_batches_used(cut, shape) == (3, 0, 13, 0)
     assert choose(cost._replace(least=1e4), trials=trials, **given).layout.short == 0  # nothing to save
     assert choose(cost, trials=trials, short_length=-1, **given).layout.short == 0
