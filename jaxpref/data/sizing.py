@@ -158,11 +158,9 @@ def _with_short_rows(shapes, cut, cost: Cost, given: int, *, granule: int, devic
     return best
 
 
-def micro_batches_used(
-    cut: tuple[Sequence[first_fit.Piece], Sequence[first_fit.Piece]], shape: layouts.BatchShape
-) -> Used:
-    """Micro-batches that the pieces of a batch take, as :func:`jaxpref.data.layouts.plan` arranges them."""
-    arranged = layouts.arrange(*cut, shape)
+def micro_batches_used(pieces: tuple[list[first_fit.Piece], ...], shape: layouts.BatchShape) -> Used:
+    """Micro-batches that a batch of (own, mismatched) pieces takes, as :func:`jaxpref.data.layouts.plan` has them."""
+    arranged = layouts.arrange(*pieces, shape)
     own, partners = arranged.short[: arranged.trained], arranged.short[arranged.trained :]
     return Used(sum(~own), sum(~partners), sum(own), sum(partners))
 
