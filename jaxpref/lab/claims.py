@@ -44,7 +44,7 @@ class Check(NamedTuple):
     Attributes:
         statement: what has to be true, in words.
         values: one number a seed.
-        low, high: where their mean has to lie; the whole 95 % interval over seeds must.
+        low, high: between which their mean has to lie; the whole 95 % interval over seeds must.
     """
 
     statement: str
@@ -59,7 +59,7 @@ class Check(NamedTuple):
     @property
     def holds(self) -> bool:
         interval = self.interval
-        return bool(self.low <= interval.low and interval.high <= self.high)
+        return bool(self.low < interval.low and interval.high < self.high)
 
 
 class Outcome(NamedTuple):
@@ -68,13 +68,13 @@ class Outcome(NamedTuple):
     Attributes:
         measured: condition -> metric -> one number a seed; the result table.
         checks: what the claim comes to; the verdict is theirs.
-        figure: the claim in a picture.
+        figure: the claim in a picture; a quick run may have none.
         beyond: what was asked on top, of which the paper says nothing: shown, with no part in the verdict.
     """
 
     measured: Mapping[str, Mapping[str, Sequence[float]]]
     checks: Sequence[Check]
-    figure: Figure
+    figure: Figure | None
     beyond: Sequence[Check] = ()
 
 

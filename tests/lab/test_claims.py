@@ -29,6 +29,7 @@ def test_a_check_holds_where_its_whole_interval_does():
     assert lab.above("", [1.0, 1.1, 0.9]).holds
     assert not lab.above("", [1.0, 0.1, -0.5]).holds  # the mean is above zero, its interval is not
     assert lab.below("", [1.0, 2.0, 3.0], [1.5, 2.6, 3.4]).holds  # paired
+    assert not lab.below("", [1.0, 2.0], [1.0, 2.0]).holds  # the same is not below
     assert lab.near("", [0.5, 0.51, 0.49], 0.5, 0.05).holds and not lab.near("", [0.5, 0.6, 0.4], 0.5, 0.05).holds
 
 

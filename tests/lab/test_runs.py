@@ -46,8 +46,17 @@ def reward():
     return config
 
 
-def test_what_a_policy_writes_has_the_log_probability_that_it_was_drawn_with(workdir):
-    policy = runs.train(sft(), workdir, "sft")
+@pytest.fixture(scope="module")
+def policy(workdir):
+    return runs.train(sft(), workdir, "sft")
+
+
+@pytest.fixture(scope="module")
+def reward_model(workdir, policy):
+    return runs.train(reward(), workdir, "reward")
+
+
+def test_what_a_policy_writes_has_the_log_probability_that_it_was_drawn_with(policy):
     prompts = generation.encode(policy.tokenizer, policy.template, ["Review the film:", "Review the soup:", "Hm"])
     responses, texts = runs.answer(policy, prompts, seed=1, max_tokens=6, width=40, samples=2)
     drawn = generation.generate(
@@ -59,9 +68,7 @@ def test_what_a_policy_writes_has_the_log_probability_that_it_was_drawn_with(wor
     np.testing.assert_allclose(runs.logps(policy, responses), [each.logps.sum() for each in drawn], rtol=1e-4)
 
 
-def test_scores_are_those_of_the_evaluation(workdir):
-    runs.train(sft(), workdir, "sft")
-    model = runs.train(reward(), workdir, "reward")
+def test_scores_are_those_of_the_evaluation(workdir, reward_model):
     done = loop.run(reward(), str(workdir / "reward"), stages=workdir, say=lambda *_: None)
     (evaluation,) = heldout.prepare_all(done.parts, report=lambda *_: None)
     with jax.set_mesh(done.parts.mesh):
@@ -69,7 +76,7 @@ def test_scores_are_those_of_the_evaluation(workdir):
     examples = list(evaluation.dataset)
     chosen = runs.lay_out([each.prompt for each in examples], [each.responses[0] for each in examples], 48)
     np.testing.assert_allclose(
-        runs.scores(model, chosen), outputs["bradley_terry"]["score"][:, 0], rtol=1e-4, atol=1e-6
+        runs.scores(reward_model, chosen), outputs["bradley_terry"]["score"][:, 0], rtol=1e-4, atol=1e-6
     )
 
 
@@ -93,8 +100,7 @@ def test_what_is_compiled_once_is_kept_and_the_settings_come_back(tmp_path):
         jax.config.update("jax_compilation_cache_dir", before)
 
 
-def test_a_pretrained_model_is_that_of_its_folder(workdir, tmp_path):
-    policy = runs.train(sft(), workdir, "sft")
+def test_a_pretrained_model_is_that_of_its_folder(policy, tmp_path):
     models.save_hf(policy.model, policy.params["model"], tmp_path)
     policy.tokenizer.save(tmp_path)
     loaded = runs.pretrained(tmp_path)
