@@ -33,7 +33,7 @@ def config(kind: str, axes: tuple[int, int, int]):
     made.evals.heldout = dict(data="heldout")
     made.reference.kind = kind
     made.batch.examples, made.batch.layout, made.batch.rows = 6, "packed+shared", 4
-    made.batch.prompt_length, made.batch.response_length = 18, 20
+    made.batch.prompt_length, made.batch.response_length, made.batch.short_length = 18, 20, 9
     made.optimizer.name, made.optimizer.learning_rate, made.optimizer.clip_norm = "sgd", 0.5, 0.0
     made.train.steps = STEPS
     made.mesh.data, made.mesh.fsdp, made.mesh.tensor = axes
@@ -46,7 +46,8 @@ def run(kind: str, axes: tuple[int, int, int], folder: pathlib.Path) -> dict[str
     mesh.initialise_distributed(sections.mesh.distributed)
     parts = assembly.assemble(sections, str(folder), report=lambda _: None)
     evaluations = heldout.prepare_all(parts, report=lambda _: None)
-    assert parts.inputs.shape.micro_batches > 1
+    lengths = parts.inputs.batch(0).row_lengths
+    assert len(lengths) > 1 and min(lengths) < max(lengths)
     found, state = {}, parts.state
     with jax.set_mesh(parts.mesh):
         if parts.cache is not None:

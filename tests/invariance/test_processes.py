@@ -64,11 +64,13 @@ def test_two_processes_compute_what_one_does(tmp_path):
 
 @pytest.mark.slow
 def test_two_processes_share_a_reference_cache(tmp_path):
-    """Both score every example, one writes; the entries are float32."""
+    """Both score every example, one writes. At step 0 policy and reference differ by rounding, which decides who wins."""
     (alone,) = outcomes(tmp_path / "alone", "cached", (1, 1, 1), processes=1, devices=1)
     first, second = outcomes(tmp_path / "two", "cached", (2, 2, 2), processes=2, devices=4)
     for name, expected in alone.items():
         np.testing.assert_array_equal(first[name], second[name], err_msg=name)
+        if name == "step 0, accuracy/dpo":
+            continue
         np.testing.assert_allclose(first[name], expected, rtol=1e-6, atol=1e-7, err_msg=name)
     stored = list((tmp_path / "two" / "reference").rglob("part-*.npz"))
     entries = [key for part in stored for key in np.load(part)["keys"]]
