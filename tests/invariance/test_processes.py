@@ -64,7 +64,7 @@ def test_two_processes_compute_what_one_does(tmp_path):
 
 @pytest.mark.slow
 def test_two_processes_share_a_reference_cache(tmp_path):
-    """Both score every example, one writes. At step 0 policy and reference differ by rounding, which decides who wins."""
+    """Both score every example, one writes. At step 0 policy and reference differ by rounding alone."""
     (alone,) = outcomes(tmp_path / "alone", "cached", (1, 1, 1), processes=1, devices=1)
     first, second = outcomes(tmp_path / "two", "cached", (2, 2, 2), processes=2, devices=4)
     for name, expected in alone.items():
